@@ -1,0 +1,30 @@
+"""Makes the script importable, and torchvision with it, which the reference libraries import."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+import SID_a4  # noqa: E402
+
+SID_a4.import_torchvision()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def network() -> SID_a4.Network:
+    """The network as it is shipped."""
+    return SID_a4.load_network(ROOT / "mnist_model.pth")
+
+
+@pytest.fixture(scope="session")
+def digits(network: SID_a4.Network) -> list[SID_a4.Picture]:
+    return list(SID_a4.read_pictures([ROOT / "data"], network))

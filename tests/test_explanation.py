@@ -1,0 +1,586 @@
+"""The heart: maps with known answers, three oracles, and a caller who notices nothing."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from SID_a4 import Complaint, CourseCNN, explain, find_layer, place
+
+
+class GuidedReLU(torch.autograd.Function):
+    """The oracle of guided backpropagation: ReLU's own backward pass, written out."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (x > 0) * (gradient > 0)
+
+
+class Net(nn.Module):
+    """Two convolutions, a skip, a head; every ReLU is the one it is given."""
+
+    def __init__(self, relu, skip="none"):
+        super().__init__()
+        self.relu, self.skip = relu, skip
+        self.conv1, self.conv2 = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(6 * 4 * 4, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        a = self.conv1(x)
+        b = self.relu(a.clone() if self.skip == "pre" else a)
+        y = self.conv2(b)
+        if self.skip == "pre":  # a feeds both a ReLU and the sum
+            y = y + a
+        elif self.skip == "add_":
+            y += b
+        y = self.relu(F.max_pool2d(y, 2))
+        return self.fc2(self.relu(self.fc1(y.flatten(1))))
+
+
+def guided_oracle(net, x, c):
+    twin = copy.deepcopy(net)
+    del twin.relu
+    twin.relu = GuidedReLU.apply
+    x = x.clone().requires_grad_()
+    (R,) = torch.autograd.grad(twin(x)[range(len(x)), c].sum(), x)
+    return R
+
+
+def grad_cam_oracle(head, A, c):
+    """Eqs. 1 and 2, with loops instead of tensor algebra; head: from A to the logits."""
+    A = A.detach().requires_grad_()
+    (g,) = torch.autograd.grad(head(A)[range(len(A)), c].sum(), A)
+    maps = []
+    for i in range(len(A)):
+        L = torch.zeros_like(A[i, 0])
+        for k in range(A.shape[1]):
+            L = L + g[i, k].sum() / g[i, k].numel() * A[i, k].detach()
+        maps.append(L.clamp(min=0))
+    return torch.stack(maps)
+
+
+RELUS = {
+    "module": nn.ReLU(),
+    "inplace": nn.ReLU(inplace=True),
+    "F.relu": F.relu,
+    "F.relu inplace": lambda x: F.relu(x, inplace=True),
+    "F.relu_": F.relu_,
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "x.relu()": lambda x: x.relu(),
+    "x.relu_()": lambda x: x.relu_(),
+    "clamp(min=0)": lambda x: x.clamp(min=0),
+    "torch.clamp(x, 0)": lambda x: torch.clamp(x, 0),
+    "clamp_min": lambda x: x.clamp_min(0.0),
+}
+
+
+@pytest.mark.parametrize("skip", ["none", "pre", "add_"])
+@pytest.mark.parametrize("spelling", RELUS)
+def test_guided_backprop_through_every_kind_of_relu(spelling, skip):
+    net = Net(RELUS[spelling], skip).double().eval()
+    x, c = torch.randn(3, 2, 8, 8, dtype=torch.float64), [1, 4, 0]
+    found = explain(net, x, c, layer="conv2")
+    torch.testing.assert_close(found.R, guided_oracle(net, x, c), rtol=1e-12, atol=1e-14)
+    plain = torch.autograd.grad(net(x.requires_grad_())[range(3), c].sum(), x)[0]
+    assert (found.R - plain).abs().max() > 0.1 * plain.abs().max()  # not the plain gradient
+
+
+def test_grad_cam_by_hand():
+    """A_0 = x and A_1 = 2x - 3, y_0 = mean(A_0) - mean(A_1): L = ReLU((3 - x) / 6)."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        net[0].weight[:] = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+        net[0].bias[:] = torch.tensor([0.0, -3.0])
+        net[3].weight[:] = torch.tensor([[1.0, -1.0], [2.0, 0.0]])
+        net[3].bias[:] = 0
+    x = torch.tensor([[[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]])
+    found = explain(net, x, target=0)
+    sixth = 1 / 6
+    torch.testing.assert_close(found.alpha, torch.tensor([[sixth, -sixth]]))
+    expected = torch.tensor([[[3 * sixth, 2 * sixth, sixth], [0.0, 0.0, 0.0]]])
+    torch.testing.assert_close(found.cells, expected)
+    torch.testing.assert_close(found.L_c, expected)  # stride 1, nothing lost: it lies as it is
+    torch.testing.assert_close(found.logits, torch.tensor([[0.5, 5.0]]))
+    assert (found.layer, found.stride, found.pad) == ("0", (1, 1), (0, 0))
+    torch.testing.assert_close(
+        explain(net, x).cells, x[:, 0] / 3
+    )  # predicted: 1, y_1 = 2 mean(A_0)
+
+
+def test_guided_backprop_by_hand():
+    """y = relu(3a) - relu(2a) - relu(-a): at a > 0 only the first ReLU lets 3 through."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(6, 1, False)
+    )
+    with torch.no_grad():
+        net[0].weight[:] = torch.tensor([3.0, 2.0, -1.0]).view(3, 1, 1, 1)
+        net[3].weight[:] = torch.tensor([[1.0, 1.0, -1.0, -1.0, -1.0, -1.0]])
+    x = torch.tensor([[[[2.0, -2.0]]]])
+    found = explain(net, x, target=0, pad=0)
+    torch.testing.assert_close(found.R, torch.tensor([[[[3.0, 0.0]]]]))  # plain: [[1, 1]]
+    torch.testing.assert_close(found.guided_cam, found.R * found.L_c[:, None])
+
+
+def test_course_network_against_float64_autograd():
+    net = CourseCNN().double().eval()
+    x, c = torch.rand(5, 1, 28, 28, dtype=torch.float64), [0, 3, 9, 3, 7]
+
+    def head(A):
+        y = F.relu(F.max_pool2d(A, 2)).flatten(1)
+        return net.fc2(F.relu(net.fc1(y)))
+
+    A = net.conv2(F.relu(F.max_pool2d(net.conv1(x), 2)))
+    found = explain(net, x, c)
+    torch.testing.assert_close(found.cells, grad_cam_oracle(head, A, c), rtol=1e-12, atol=1e-15)
+    assert found.cells.shape == (5, 8, 8)
+    assert found.cells.amax() > 0
+    torch.testing.assert_close(found.logits, net(x))
+    in_float32 = explain(net.float(), x.float(), c)
+    torch.testing.assert_close(in_float32.L_c.double(), found.L_c, rtol=1e-5, atol=1e-8)
+
+
+class ModuleCNN(CourseCNN):
+    """The course network with the ReLU modules that the libraries can see."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu1(F.max_pool2d(self.conv1(x), 2))
+        x = self.relu2(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(self.relu3(self.fc1(x.flatten(1))))
+
+
+def test_against_captum():
+    from captum.attr import GuidedBackprop, GuidedGradCam, LayerGradCam
+
+    net, c = ModuleCNN().double().eval(), torch.tensor([2, 5, 2])
+    x = torch.randn(3, 1, 28, 28, dtype=torch.float64)
+    found = explain(net, x, c, pad=0)
+    with warnings.catch_warnings(action="ignore"):  # it warns of its own hooks
+        cam = LayerGradCam(net, net.conv2).attribute(x, c, relu_attributions=True)[:, 0]
+        R = GuidedBackprop(net).attribute(x, c)
+        both = GuidedGradCam(net, net.conv2).attribute(x, c, interpolate_mode="bilinear")
+    torch.testing.assert_close(found.cells, cam.detach(), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(found.R, R.detach(), rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(found.guided_cam, both.detach(), rtol=1e-6, atol=1e-12)
+    assert found.guided_cam.abs().max() > 0
+
+
+def test_against_pytorch_grad_cam():
+    from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    net, x = ModuleCNN().eval(), torch.randn(3, 1, 28, 28)
+    found = explain(net, x, [2, 5, 2], pad=0)
+    cam = GradCAM(twin := copy.deepcopy(net), [twin.conv2])
+    theirs = cam(x, [ClassifierOutputTarget(c) for c in (2, 5, 2)])
+    low, high = found.L_c.flatten(1).aminmax(dim=1)  # it shows the smallest value as zero
+    ours = (found.L_c - low[:, None, None]) / (high - low)[:, None, None]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for i, c in enumerate((2, 5, 2)):  # it can't explain a batch
+        R = GuidedBackpropReLUModel(copy.deepcopy(net), "cpu")(x[i : i + 1], c)
+        np.testing.assert_allclose(found.R[i, 0], R[..., 0], rtol=1e-5, atol=1e-7)
+
+
+class AddOne(nn.Module):
+    def forward(self, x):
+        x += 1
+        return x
+
+
+@pytest.mark.parametrize("inplace", [nn.ReLU(inplace=True), nn.Sequential(AddOne(), nn.ReLU())])
+def test_maps_are_those_of_the_layer_although_an_in_place_operation_follows(inplace):
+    conv, fc = nn.Conv2d(1, 4, 3).double(), nn.Linear(4 * 36, 3).double()
+    net = nn.Sequential(conv, inplace, nn.Flatten(), fc)
+    plus = 0 if isinstance(inplace, nn.ReLU) else 1
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    A = conv(x).detach()
+    expected = grad_cam_oracle(lambda A: fc(F.relu(A + plus).flatten(1)), A, [1, 1])
+    found = explain(net, x, 1, layer="0")
+    torch.testing.assert_close(found.cells, expected)
+    assert A.min() < -1
+    assert not torch.allclose(expected, grad_cam_oracle(lambda A: fc(A.flatten(1)), A, [1, 1]))
+
+
+# ------------------------------------------------------------------------------- placement
+
+
+def centres_by_nan_probing(net, S):
+    """Where each cell of conv2 looks: the middle of the pixels whose NaN reaches it."""
+    x = torch.zeros(S * S, 1, S, S, dtype=torch.float64)
+    x.view(S * S, S * S).fill_diagonal_(float("nan"))
+    A = net.conv2(F.relu(F.max_pool2d(net.conv1(x), 2)))[:, 0]
+    u, v = A.shape[1:]
+    seen = A.isnan().view(S, S, u, v)
+    p = torch.arange(S, dtype=torch.float64)
+    y = torch.stack([p[seen[:, :, i, 0].any(1)].mean() for i in range(u)])
+    x = torch.stack([p[seen[:, :, 0, j].any(0)].mean() for j in range(v)])
+    return y, x
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_each_cell_lands_on_the_centre_of_its_receptive_field(precision):
+    net = CourseCNN().double()
+    y, x = centres_by_nan_probing(net, 28)
+    torch.testing.assert_close(y, torch.arange(8) * 2.0 + 6.5, check_dtype=False)
+    cells = torch.eye(64, dtype=precision).view(64, 8, 8)
+    pads, placed = place(cells, (28, 28), (2, 2), "auto")
+    assert pads == (3, 3)
+    p = torch.arange(28, dtype=precision)
+    mass = placed.sum((1, 2))
+    down = (placed.sum(2) @ p / mass).view(8, 8)[:, 0]
+    across = (placed.sum(1) @ p / mass).view(8, 8)[0]
+    assert (down - y).abs().max() < 1e-4
+    assert (across - x).abs().max() < 1e-4
+    peaks = placed.flatten(1).argmax(1).view(8, 8)
+    assert ((peaks[:, 0] // 28 - y).abs() <= 0.5).all()
+
+
+def test_pad_is_the_border_the_network_lost(network):
+    found = explain(network.net, torch.rand(1, 1, 28, 28))
+    assert (found.layer, found.stride, found.pad) == ("conv2", (2, 2), (3, 3))
+    torch.testing.assert_close(place(found.cells, (28, 28), (2, 2), "auto")[1], found.L_c)
+    # Three cells of zeros, then the plain resize, is the same where whole cells are lost.
+    padded = F.interpolate(F.pad(found.cells, (3, 3, 3, 3))[:, None], (28, 28), mode="bilinear")
+    torch.testing.assert_close(padded[:, 0], found.L_c)
+
+
+@pytest.mark.parametrize("N", [0, 1, 2])
+def test_a_pad_that_was_asked_for_is_padded_and_stretched_bit_for_bit(network, N):
+    found = explain(network.net, torch.rand(2, 1, 28, 28), pad=N)
+    padded = F.pad(found.cells, (N, N, N, N))[:, None]
+    assert torch.equal(found.L_c, F.interpolate(padded, 28, mode="bilinear")[:, 0])
+    assert found.pad == (N, N)
+    assert found.L_c.any()
+
+
+@pytest.mark.parametrize(
+    ("S", "n", "s", "pad"),
+    [(224, 13, 16, 0.5), (299, 8, 32, 0.671875), (299, 10, 32, -0.328125), (28, 8, 2, 3),
+     (30, 7, 3, 1.5), (224, 7, 32, 0)],
+)  # fmt: skip
+def test_placement_is_linear_between_the_cells_centres(S, n, s, pad):
+    """NumPy's interpolation as the oracle: it clamps beyond the last point, which is zero here
+    for each whole cell of pad."""
+    cells = torch.rand(1, n, n, dtype=torch.float64)
+    pads, placed = place(cells, (S, S), (s, s), "auto")
+    assert pads == (pad, pad)
+    whole = max(0, int(pad))
+    centres = (S - 1) / 2 + s * (np.arange(-whole, n + whole) - (n - 1) / 2)
+    padded, p = np.pad(cells[0].numpy(), whole), np.arange(S)
+    across = np.stack([np.interp(p, centres, line) for line in padded])
+    expected = np.stack([np.interp(p, centres, line) for line in across.T]).T
+    np.testing.assert_allclose(placed[0], expected, atol=1e-12)
+
+
+def test_a_picture_that_is_not_square_has_a_pad_for_each_axis():
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, (5, 3)), nn.MaxPool2d((2, 4)), nn.Flatten(), nn.LazyLinear(3)
+    )
+    x = torch.rand(1, 1, 24, 34)
+    net(x)
+    found = explain(net, x)
+    assert (found.layer, found.stride) == ("0", (1, 1))
+    assert found.pad == (2, 1)
+    assert found.L_c.shape == (1, 24, 34)
+
+
+class Strided(nn.Module):
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk, self.last, self.fc = trunk, nn.Conv2d(2, 2, 1), nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.fc(self.last(self.trunk(x)).flatten(1))
+
+
+class Trunk(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(2, 2, 3, 3))
+        self.go = forward
+
+    def forward(self, x):
+        return self.go(x, self.w)
+
+
+@pytest.mark.parametrize(
+    ("stride", "trunk"),
+    [
+        ((1, 1), lambda x, w: F.conv2d(x, w)),
+        ((2, 2), lambda x, w: F.conv2d(x, w, None, 2)),
+        ((2, 3), lambda x, w: F.conv2d(x, w, stride=(2, 3))),
+        ((3, 3), lambda x, w: F.max_pool2d(x, 3)),
+        ((1, 1), lambda x, w: F.max_pool2d(x, 3, 1)),
+        ((4, 2), lambda x, w: F.avg_pool2d(x, kernel_size=(4, 2))),
+        ((2, 2), lambda x, w: torch.max_pool2d(x, 2)),
+        ((2, 2), lambda x, w: F.max_pool2d(x, 2, return_indices=True)[0]),
+        ((6, 6), lambda x, w: F.relu(F.avg_pool2d(F.conv2d(x, w, stride=3), 2)) * 2),
+        ((2, 2), lambda x, w: F.conv2d(F.pad(x, (1, 1, 1, 1)), w, stride=2)),
+        ((2, 2), lambda x, w: torch.cat([F.max_pool2d(c, 2) for c in x.chunk(2, 1)], 1)),
+        ((1, 1), lambda x, w: x * x.mean((2, 3), keepdim=True).sigmoid()),
+        ((1, 1), lambda x, w: x * F.avg_pool2d(x, tuple(x.shape[2:])).sigmoid()),
+        ((1, 1), lambda x, w: x + x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
+        (None, lambda x, w: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
+        (None, lambda x, w: x.flatten(1).view(x.shape)),
+        (None, lambda x, w: F.interpolate(x, scale_factor=2)),
+        (None, lambda x, w: F.adaptive_avg_pool2d(x, 5)),
+    ],
+)
+def test_the_stride_is_followed_or_known_to_be_lost(stride, trunk):
+    net, x = Strided(Trunk(trunk)), torch.rand(1, 2, 24, 25)
+    net(x)
+    found = explain(net, x)
+    assert (found.layer, found.stride) == ("last", stride)
+    if stride is None:
+        stretched = F.interpolate(found.cells[:, None], (24, 25), mode="bilinear")[:, 0]
+        assert torch.equal(found.L_c, stretched)
+
+
+# ----------------------------------------------------------------------------------- layer
+
+
+class Block(nn.Module):
+    def __init__(self, K, out, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(K, out, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
+class Squeeze(nn.Module):
+    def __init__(self, K):
+        super().__init__()
+        self.fc = nn.Conv2d(K, K, 1)
+
+    def forward(self, x):
+        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+class Listed(nn.Module):
+    """Blocks in a ModuleList, which is never called itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Module()
+        self.blocks = nn.ModuleList([Block(1, 2, 2), Block(2, 2)])
+        self.fc = nn.Linear(2, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def head():
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "net"),
+    [
+        ("conv2", CourseCNN()),
+        ("1", nn.Sequential(Block(1, 2, 2), nn.Sequential(Block(2, 4, 2), Block(4, 4)), *head())),
+        ("0.2", nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 3),
+                                            nn.ReLU(), nn.MaxPool2d(2)), *head())),
+        ("0", nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), *head())),
+        ("0.0", nn.Sequential(nn.Sequential(Block(1, 4), nn.MaxPool2d(2), Squeeze(4)), *head())),
+        ("0", nn.Sequential(nn.Sequential(Block(1, 4), Squeeze(4)), *head())),
+        ("blocks.1", Listed()),
+    ],
+)  # fmt: skip
+def test_the_default_layer_is_the_last_block_at_its_resolution(layer, net):
+    assert find_layer(net, torch.rand(1, 1, 28, 28)) == layer
+
+
+def test_networks_and_layers_without_maps_are_refused():
+    x = torch.rand(1, 1, 4, 4)
+    with pytest.raises(Complaint, match="no two-dimensional convolution"):
+        explain(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), x)
+    with pytest.raises(Complaint, match=r"layer fc1 gives \(1, 50\)"):
+        explain(CourseCNN(), torch.rand(1, 1, 28, 28), layer="fc1")
+    with pytest.raises(Complaint, match=r"layer unused gives NoneType; .* that the network runs"):
+        net = CourseCNN()
+        net.unused = nn.Conv2d(1, 1, 1)
+        explain(net, torch.rand(1, 1, 28, 28), layer="unused")
+
+
+# ----------------------------------------------------------------------------- conveniences
+
+
+def same(a, b):
+    """Equal as far as the order of float32 sums allows."""
+    for name, value in vars(a).items():
+        other = getattr(b, name)
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
+        else:
+            assert value == other
+
+
+def test_a_batch_is_what_its_pictures_are_one_by_one(network, digits):
+    x = network.tensor([digit.image for digit in digits])
+    together = explain(network.net, x)
+    for i, one in enumerate(together):
+        same(one, explain(network.net, x[i : i + 1]))
+    assert together.target.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_two_calls_agree_and_gradients_do_not_add_up():
+    net, x = CourseCNN(), torch.rand(2, 1, 28, 28)
+    first, other, again = (explain(net, x, c) for c in (1, 2, 1))
+    assert torch.equal(first.R, again.R)
+    assert torch.equal(first.L_c, again.L_c)
+    assert not torch.equal(first.R, other.R)
+    assert not x.requires_grad
+    assert x.grad is None
+
+
+def test_one_forward_pass_serves_every_map():
+    net, calls = CourseCNN(), []
+    net.fc2.register_forward_hook(lambda module, args, out: calls.append(len(out)))
+    explain(net, torch.rand(16, 1, 28, 28), layer="conv2")
+    assert calls == [16]
+    explain(net, torch.rand(16, 1, 28, 28))
+    assert calls == [16, 1, 16]  # finding the layer takes one picture
+
+
+def test_softmax_at_the_end_changes_nothing(network, digits):
+    x = network.tensor([digit.image for digit in digits])
+    plain = explain(network.net, x, layer="conv2")
+    for end in (nn.LogSoftmax(1), nn.Softmax(1)):
+        ended = explain(nn.Sequential(network.net, end), x, layer="0.conv2")
+        for name in ("logits", "alpha", "L_c", "R", "guided_cam"):
+            assert torch.equal(getattr(ended, name), getattr(plain, name))
+
+
+def test_what_was_not_asked_for_is_not_computed():
+    found = explain(CourseCNN(), torch.rand(1, 1, 28, 28), guided=False)
+    assert found.R is None
+    assert found.guided_cam is None
+    assert found.L_c.shape == (1, 28, 28)
+
+
+def test_frozen_networks_no_grad_and_inference_mode():
+    net, x = CourseCNN(), torch.rand(2, 1, 28, 28)
+    expected = explain(net, x, 3)
+    net.requires_grad_(False)
+    same(explain(net, x, 3), expected)
+    with torch.no_grad():
+        same(explain(net, x, 3), expected)
+    with torch.inference_mode():
+        same(explain(net, x.clone(), 3), expected)
+
+
+class Careless(nn.Sequential):
+    """Works in place on its very input."""
+
+    def forward(self, x):
+        x -= 0.5
+        return super().forward(x)
+
+
+def test_a_network_that_works_in_place_on_its_input():
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)]
+    x = torch.rand(1, 1, 8, 8)
+    before = x.clone()
+    found = explain(Careless(*layers), x, 0)
+    torch.testing.assert_close(found.R, explain(nn.Sequential(*layers), x - 0.5, 0).R)
+    assert torch.equal(x, before)
+
+
+def test_a_map_without_positive_evidence_is_zero_and_finite():
+    net = CourseCNN()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    found = explain(net, torch.rand(1, 1, 28, 28))
+    for name in ("L_c", "R", "guided_cam"):
+        assert torch.equal(getattr(found, name), torch.zeros_like(getattr(found, name)))
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (10, "class 10 was given; the network has classes 0 to 9"),
+        (-1, "class -1 was given; the network has classes 0 to 9"),
+        ([0, 12], "class 12 was given"),
+        (1.5, "class 1.5 was given"),
+        ([3], "targets of shape (1,) were given for 2 pictures"),
+        ([[3], [4]], "targets of shape (2, 1) were given for 2 pictures"),
+    ],
+)
+def test_targets_that_fit_no_class_or_picture(target, words):
+    with pytest.raises(Complaint) as complaint:
+        explain(CourseCNN(), torch.rand(2, 1, 28, 28), target)
+    assert words in str(complaint.value)
+
+
+# -------------------------------------------------------------------------- nothing is left
+
+
+def state_of(net):
+    """Everything a caller could notice."""
+    hooks = [
+        [list(getattr(module, name)) for name in vars(module) if name.endswith("_hooks")]
+        for module in net.modules()
+    ]
+    return (
+        [id(module) for module in net.modules()], [module.training for module in net.modules()],
+        hooks, [p.requires_grad for p in net.parameters()], [p.grad for p in net.parameters()],
+        [getattr(module, "inplace", None) for module in net.modules()],
+        {key: value.tolist() for key, value in net.state_dict().items()},
+    )  # fmt: skip
+
+
+class Fails(nn.Module):
+    armed = False
+
+    def forward(self, x):
+        if self.armed:
+            raise RuntimeError("in the middle")
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_network_comes_back_exactly_as_it_was(fails):
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5),
+        Fails(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3),
+    )  # fmt: skip
+    net[1].eval()  # the user froze one batch-norm and trains the rest
+    net[0].weight.requires_grad_(False)
+    net[7].register_forward_hook(lambda module, args, out: out)
+    net(torch.rand(2, 1, 8, 8)).sum().backward()
+    net[7].weight.grad = None
+    net[4].armed = fails
+    before = copy.deepcopy([p.grad for p in net.parameters()]), state_of(net)
+    x = torch.rand(2, 1, 8, 8)
+    if fails:
+        with pytest.raises(RuntimeError, match="in the middle"):
+            explain(net, x)
+    else:
+        same(explain(net, x), explain(net, x))  # dropout is asleep
+    grads, state = [p.grad for p in net.parameters()], state_of(net)
+    for old, new in zip(before[0], grads, strict=True):
+        assert (old is None and new is None) or torch.equal(old, new)
+    assert state[:4] == before[1][:4]
+    assert state[5:] == before[1][5:]
+    x = torch.rand(2, 1, 8, 8, requires_grad=True)
+    if not fails:  # and its gradients are plain again
+        assert torch.autograd.grad(net.eval()(x).sum(), x)[0].lt(0).any()

@@ -37,6 +37,7 @@ import csv
 import importlib
 import itertools
 import json
+import logging
 import math
 import pickletools
 import re
@@ -932,6 +933,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of caches on its first run
     try:
         return run(build_parser().parse_args(argv))
     except (Complaint, OSError) as error:  # OSError: a full disk, a folder that went away

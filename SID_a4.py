@@ -2,7 +2,7 @@
 """What did the network look at? Grad-CAM, Guided Backprop and Guided Grad-CAM in one file.
 
 R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-Localization", arXiv 1610.02391; the names below (A_k, alpha_k, y_c, L_c) are the paper's.
+Localization", arXiv 1610.02391. Names in this file (A, alpha, y_c, L_c) are the paper's.
 
     python SID_a4.py                             the digits in data/  ->  outputs/SID_a4.png
     python SID_a4.py my_digits.json photo.png    your own pictures
@@ -34,25 +34,29 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, most of a short r
 
 import argparse
 import csv
+import difflib
 import importlib
 import itertools
 import json
 import logging
 import math
+import os
 import pickletools
 import re
+import runpy
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -60,7 +64,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,16 +100,22 @@ class CourseCNN(nn.Module):
         return y
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 @dataclass(frozen=True)
 class Network:
     """A module in eval mode, and how to feed it."""
 
     net: nn.Module
     title: str
-    size: tuple[int, int]  # (H, W) of its input
-    mean: tuple[float, ...]  # one number a channel
-    std: tuple[float, ...]
+    layer: str  # whose maps are explained
     classes: tuple[str, ...]
+    size: tuple[int, int] = (224, 224)  # (H, W) of its input, cut from the middle of a picture
+    cover: tuple[int, int] | None = (256, 256)  # resized to cover this; None: no cut, all of it
+    mean: tuple[float, ...] = IMAGENET_MEAN  # one number a channel
+    std: tuple[float, ...] = IMAGENET_STD
+    resample: Image.Resampling = Image.Resampling.BILINEAR
 
     def tensor(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures of the network's size -> (B, C, H, W), normalised as in its training."""
@@ -116,20 +125,171 @@ class Network:
         return x.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
 
 
-def load_network(weights: Path) -> Network:
-    """The course network, as large as its checkpoint says."""
-    state = read_checkpoint(weights)
+def load_network(
+    model: str = "course",
+    weights: str | None = None,
+    layer: str | None = None,
+    classes: Sequence[str] | None = None,
+    **feed: Any,
+) -> Network:
+    """model: course, a torchvision name, timm:NAME or FILE.py:NAME; feed: size, mean or std."""
+    if model == "course":
+        net, known = course_network(weights or str(HERE / "mnist_model.pth"))
+    elif model.startswith("timm:"):
+        net, known = timm_network(model.removeprefix("timm:"), weights or "pretrained")
+    elif ".py:" in model:
+        net, known = own_network(model, weights)
+    else:
+        net, known = torchvision_network(model, weights or "pretrained")
+    convolution = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    if convolution and convolution.in_channels == 1 and "mean" not in known:
+        known |= {"mean": (sum(IMAGENET_MEAN) / 3,), "std": (sum(IMAGENET_STD) / 3,)}
+    if "size" in feed and known.get("cover", True):
+        feed["cover"] = feed["size"]  # no margin is cut from a size of the user's own
+    names = known.pop("classes", ())
+    names = tuple(names if classes is None else classes)
+    network = Network(net.eval(), layer=layer or "", classes=names, **(known | feed))
+    return surveyed(network, named=classes is not None)
+
+
+def surveyed(network: Network, named: bool) -> Network:
+    """With its layer and a name for every class, found by looking at one black picture."""
+    C, (H, W) = len(network.mean), network.size
+    try:
+        black = network.tensor([Image.new("L" if C == 1 else "RGB", (W, H))])
+        seen = explain(network.net, black, layer=network.layer or None, guided=False)
+    except RuntimeError as error:
+        raise Complaint(f"{network.title} can't take pictures of {C} x {H} x {W} ({reason(error)});"
+                        " give --size, --mean and --std as in its training") from error
+    C, names = seen.logits.shape[1], network.classes
+    if named and len(names) != C:
+        raise Complaint(f"{len(names)} class names were given; the network has {C}: name each one")
+    names = names if len(names) == C else tuple(map(str, range(C)))
+    return replace(network, layer=seen.layer, classes=names)
+
+
+def course_network(weights: str) -> tuple[nn.Module, dict[str, Any]]:
+    """As large as the checkpoint says."""
+    state = read_checkpoint(Path(weights))
     sizes = {layer: state.get(f"{layer}.weight") for layer in ("conv1", "conv2", "fc1", "fc2")}
     net = CourseCNN(**{layer: len(w) for layer, w in sizes.items() if w is not None and w.ndim})
-    misfit = first_misfit(net.state_dict(), state)
-    if misfit:
-        raise Complaint(f"weights {weights} are of another network: {misfit}; give those of the "
-                        "course network (conv1, conv2, fc1, fc2) with --weights")
-    net.load_state_dict(state)
+    fill(net, state, weights)
     maps = f"{net.conv1.out_channels} and {net.conv2.out_channels} maps"
-    classes = tuple(str(c) for c in range(net.fc2.out_features))
-    title = f"CourseCNN ({maps}), {weights.name}"
-    return Network(net.eval(), title, (28, 28), (net.MEAN,), (net.STD,), classes)
+    feed = {"size": (28, 28), "cover": None, "mean": (net.MEAN,), "std": (net.STD,)}
+    return net, feed | {"title": f"CourseCNN ({maps}), {Path(weights).name}"}
+
+
+def torchvision_network(name: str, weights: str) -> tuple[nn.Module, dict[str, Any]]:
+    models = import_torchvision().models
+    names = models.list_models(module=models)
+    if name not in names:
+        raise Complaint(f"model {name} is not known; give course, {nearest(name, names)} or any "
+                        "classifier of torchvision, timm:NAME or FILE.py:NAME")
+    best = models.get_model_weights(name).DEFAULT
+    if weights == "pretrained":
+        where = Path(torch.hub.get_dir(), "checkpoints", Path(best.url).name)
+        net = downloaded(partial(models.get_model, name, weights=best), f"{best.url} to {where}")
+    else:
+        # These two were trained to normalise once more inside; their side heads only train.
+        inner = {"transform_input": True, "init_weights": False, "aux_logits": False}
+        inner = inner if name in ("googlenet", "inception_v3") else {}
+        net = with_weights(partial(models.get_model, name, weights=None, **inner), weights)
+    eye = best.transforms()
+    return net, {
+        "title": f"{name} of torchvision, {weights_title(weights)}",
+        "size": tuple(eye.crop_size * 2),
+        "cover": tuple(eye.resize_size * 2),
+        "mean": tuple(eye.mean),
+        "std": tuple(eye.std),
+        "resample": Image.Resampling[eye.interpolation.name],
+        "classes": best.meta["categories"],
+    }
+
+
+def timm_network(name: str, weights: str) -> tuple[nn.Module, dict[str, Any]]:
+    imagenet = import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"]
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise Complaint(f"timm:{name} needs timm; install it with: pip install timm") from error
+    if not timm.is_model(name):
+        raise Complaint(f"timm has no model {name}; give {nearest(name, timm.list_models())}")
+    build = partial(timm.create_model, name)
+    if weights == "pretrained":
+        net = downloaded(partial(build, pretrained=True), f"the weights of timm's {name}")
+    else:
+        net = with_weights(build, weights)
+    eye = timm.data.resolve_model_data_config(net)
+    H, W = eye["input_size"][1:]
+    return net, {
+        "title": f"{name} of timm, {weights_title(weights)}",
+        "size": (H, W),
+        "cover": (math.floor(H / eye["crop_pct"]), math.floor(W / eye["crop_pct"])),
+        "mean": eye["mean"],
+        "std": eye["std"],
+        "resample": Image.Resampling[eye["interpolation"].upper()],
+        "classes": imagenet,
+    }
+
+
+def own_network(model: str, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """NAME of FILE.py: a class, or a function, that is called and gives a network."""
+    path, name = Path(model.rpartition(":")[0]), model.rpartition(":")[2]
+    sys.path.insert(0, str(path.absolute().parent))  # for what it imports itself
+    try:
+        build = runpy.run_path(str(path))[name]
+        net = build() if weights is None else with_weights(build, weights)
+    except Complaint:
+        raise
+    except Exception as error:
+        raise Complaint(f"model {model} raised {type(error).__name__} ({reason(error)}); give a "
+                        "file and the class or function in it that makes the network") from error
+    if not isinstance(net, nn.Module):
+        raise Complaint(f"model {model} made a {type(net).__name__}; it must return the network")
+    return net, {"title": f"{name} of {path.name}, {weights_title(weights)}"}
+
+
+def with_weights(build: Callable[..., nn.Module], weights: str) -> nn.Module:
+    """The network with the weights of a file, and as many classes as these have."""
+    torch.manual_seed(0)
+    net = build()
+    if weights == "none":
+        return net
+    state, ours = read_checkpoint(Path(weights)), net.state_dict()
+    last = next(reversed(ours))  # belongs to the layer of the classes
+    if last in state and state[last].ndim and len(state[last]) != len(ours[last]):
+        net = build(num_classes=len(state[last]))
+    side = {key for key in state if key not in ours and key.lower().startswith("aux")}
+    fill(net, {key: value for key, value in state.items() if key not in side}, weights)
+    return net
+
+
+def fill(net: nn.Module, state: dict[str, Tensor], weights: str) -> None:
+    ours = net.state_dict()
+    for key in [*ours, *state]:
+        has, needs = (tuple(d[key].shape) if key in d else "missing" for d in (state, ours))
+        if has != needs and not key.endswith("num_batches_tracked"):  # which old files lack
+            raise Complaint(f"weights {weights} are of another network: {key} is {has} in the "
+                            f"file, {needs} in the network; give its own with --weights")
+    net.load_state_dict(state, strict=False)
+
+
+def downloaded(load: Callable[[], nn.Module], missing: str) -> nn.Module:
+    try:
+        return load()
+    except Exception as error:  # whatever the downloader of the day raises
+        raise Complaint(f"the pretrained weights could not be had ({reason(error)}); fetch "
+                        f"{missing}, or give a file with --weights") from error
+
+
+def weights_title(weights: str | None) -> str:
+    titles = {None: "as it comes", "none": "RANDOM weights"}
+    return titles.get(weights) or Path(str(weights)).name
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The names that are spelt most alike."""
+    return ", ".join(difflib.get_close_matches(name, names, 3, 0))
 
 
 def import_torchvision() -> Any:
@@ -166,6 +326,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not (isinstance(found, dict) and found and all(map(torch.is_tensor, found.values()))):
         raise Complaint(f"weights {path}: the file holds no state dict; {how}")
     for key, value in found.items():
+        if value.layout != torch.strided or value.is_complex():
+            raise Complaint(f"weights {path}: {key} is no plain tensor of real numbers; {how}")
         if not torch.isfinite(value).all():
             raise Complaint(f"weights {path}: {key} holds NaN or infinity; train again, or {how}")
     return {str(key).removeprefix("module."): value for key, value in found.items()}
@@ -185,17 +347,13 @@ def code_in(path: Path, refusal: str) -> str | None:
     return None
 
 
-def first_misfit(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
-    for key in [*ours, *theirs]:
-        has, needs = (tuple(d[key].shape) if key in d else "missing" for d in (theirs, ours))
-        if has != needs:
-            return f"{key} is {has} in the file, {needs} in the network"
-    return None
-
-
 # ------------------------------------------------------------------------------------ Pictures
 
 SUFFIXES = (".json", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+DATA_SETS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
+PIXELS = "give 28 x 28 or 784 numbers a picture, from 0 to 255 or from 0 to 1"
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Found = tuple[str, str, Callable[[], Image.Image]]  # name, label and how to load it
 
 
 @dataclass(frozen=True)
@@ -204,115 +362,204 @@ class Picture:
 
     name: str
     image: Image.Image | None
-    label: str = ""
+    label: str = ""  # a class name
     note: str = ""
+    whole: Image.Image | None = None  # as it came, where it was asked for
+    box: Box = (0, 0, 0, 0)  # the part of the whole that image shows
 
 
 def read_pictures(
-    sources: Iterable[Path], network: Network, invert: bool = False
+    sources: Iterable[str | Path], network: Network, invert: bool = False, keep: bool = False
 ) -> Iterator[Picture]:
-    """Every picture in the files and folders, one at a time, each under a name of its own."""
+    """Every picture of the sources, one at a time, each under a name of its own."""
     taken: dict[str, int] = {}
-    for path in files_in(sources):
-        for picture in read_json(path) if path.suffix.lower() == ".json" else read_image(path):
-            yield replace(fitted(picture, network, invert), name=file_name(picture.name, taken))
+    for source in map(str, sources):
+        for name, label, load in found_in(source):
+            picture = Picture(file_name(name, taken), None, label)
+            try:
+                picture = fitted(picture, load(), network, invert)
+                yield picture if keep else replace(picture, whole=None)
+            except Complaint as problem:
+                yield replace(picture, note=one_line(problem))
 
 
-def files_in(sources: Iterable[Path]) -> Iterator[Path]:
-    """The files themselves, and of a folder its pictures and .json files in name order."""
-    for source in sources:
-        folder = sorted(source.iterdir()) if source.is_dir() else []
-        yield from (path for path in folder if path.suffix.lower() in SUFFIXES and path.is_file())
-        yield from [] if source.is_dir() else [source]
+def found_in(source: str) -> Iterator[Found]:
+    """What is in a data set, a file, or a folder with its sub-folders, in name order."""
+    kind, _, root = source.partition(":")
+    if kind in DATA_SETS and root:
+        yield from data_set(kind, root)
+    elif not Path(source).is_dir():
+        yield from in_file(Path(source))
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        label = "" if folder == source else Path(folder).name
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                yield from in_file(path, label)
 
 
-def read_image(path: Path) -> Iterator[Picture]:
+def in_file(path: Path, label: str = "") -> Iterator[Found]:
+    if path.suffix.lower() != ".json":
+        yield path.stem, label, partial(open_image, path)
+        return
+    try:
+        items = list(json_items(json.loads(path.read_bytes(), object_pairs_hook=no_twins)))
+        white = white_of([pixels for _, pixels, _ in items])
+    except (ValueError, RecursionError, OSError) as error:
+        words = f"{path} is broken or empty ({reason(error)}); {PIXELS}"
+        yield path.stem, label, partial(refuse, words)
+        return
+    for name, pixels, own in items:
+        yield name, own or label, partial(grey_image, pixels, white, f"{name} in {path}")
+
+
+def open_image(path: Path) -> Image.Image:
+    """Grey (L) or colour (RGB), as a viewer shows it: turned, transparent parts white."""
+    how = "give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture, or a .json of pixels"
     try:
         with Image.open(path) as file:
-            yield Picture(path.stem, upright_8_bit(file))
+            image = ImageOps.exif_transpose(file)
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         what = f"is truncated or broken ({reason(error)})"
         if isinstance(error, UnidentifiedImageError):
             what = "is not an image" if path.stat().st_size else "is an empty file"
-        how = "give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture, or a .json of pixels"
-        yield Picture(path.stem, None, note=f"{path} {what}; {how}")
-
-
-def upright_8_bit(image: Image.Image) -> Image.Image:
-    """Grey (L) or colour (RGB), as a viewer shows it: turned, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow clips 16-bit grey at 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+        raise Complaint(f"{path} {what}; {how}") from error
+    if image.mode[0] in "IF":  # Pillow clips 16-bit and float grey at 255 instead of scaling it
+        values = np.asarray(image, np.float64)
+        low, high = values.min(), values.max()
+        if not 0 <= low <= high <= 65535:
+            raise Complaint(f"{path} holds numbers from {low:g} to {high:g}; give 8 or 16 bits")
+        white = 65535 if ";16" in image.mode or high > 255 else 255 if high > 1 else 1
+        image = Image.fromarray((values * 255 / white).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if image.mode in ("1", "L", "F") else "RGB")
-
-
-def read_json(path: Path) -> Iterator[Picture]:
-    how = "give 28 x 28 or 784 numbers a picture, from 0 to 255 or from 0 to 1"
-    try:
-        items = list(json_items(json.loads(path.read_bytes())))
-    except (ValueError, RecursionError, OSError) as error:
-        yield Picture(path.stem, None, note=f"{path} is broken or empty ({reason(error)}); {how}")
-        return
-    for name, pixels, label in items:
-        try:
-            yield Picture(name, grey_image(pixels), label)
-        except Complaint as problem:
-            yield Picture(name, None, label, f"{name} in {path} {problem}; {how}")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def json_items(content: Any) -> Iterator[tuple[str, Any, str]]:
-    """(name, pixels, label): from a list of pictures, a dict of name -> pictures or one picture.
+    """(name, pixels, label): from a list of pictures, a dict of name -> picture, or one picture.
 
     A picture is its pixels or {"image": pixels, "label": 7}, where "name" may stand too.
     """
-    first = content[0] if isinstance(content, list) and content else None
-    if isinstance(first, list) and len(first) != 784:  # the first row of the only picture?
-        first = first[0] if first else None
-    if isinstance(first, int | float) or (isinstance(content, dict) and "image" in content):
-        content = [content]
-    if not isinstance(content, list | dict) or not content:
-        raise ValueError("no pictures")
+    if isinstance(content, list) and content:
+        numbers = all(isinstance(item, int | float) for item in content)
+        rows = all(isinstance(item, list) and len(item) in range(2, 784) for item in content)
+        if numbers or (rows and isinstance(content[0][0], int | float)):
+            content = [content]
+    if isinstance(content, dict) and content.keys() <= {"image", "label", "name"}:
+        content = [content] if content else []
     if isinstance(content, list):
         content = {f"image_{i}": item for i, item in enumerate(content)}
+    if not isinstance(content, dict) or not content:
+        raise ValueError("no pictures")
     for name, item in content.items():
         item = item if isinstance(item, dict) else {"image": item}
-        yield str(item.get("name", name)), item.get("image"), str(item.get("label", ""))
+        label = item.get("label")
+        label = int(label) if isinstance(label, float) and label.is_integer() else label
+        yield str(item.get("name", name)), item.get("image"), "" if label is None else str(label)
 
 
-def grey_image(pixels: Any) -> Image.Image:
+def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a name stand twice, and Python would keep the last in silence."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
+
+
+def white_of(pictures: Sequence[Any]) -> int:
+    """255, or 1 if no number of most pictures is above 1 (a float's rounding aside)."""
+    tops = []
+    for pixels in pictures:
+        with suppress(ValueError, TypeError, OverflowError):
+            tops.append(float(np.max(np.asarray(pixels, np.float64))))
+    return 1 if tops and sorted(tops)[len(tops) // 2] <= 1 + 1e-6 else 255
+
+
+def grey_image(pixels: Any, white: int, where: str) -> Image.Image:
     try:
         values = np.asarray(pixels)
     except ValueError:
-        raise Complaint("is ragged: its rows differ in length") from None
+        refuse(f"{where} is ragged: its rows differ in length; {PIXELS}")
     if values.dtype.kind not in "iuf":
-        raise Complaint("holds something that is not a number")
+        refuse(f"{where} holds something that is not a number; {PIXELS}")
     if values.squeeze().shape not in ((28, 28), (784,)):
-        raise Complaint(f"has the size {' x '.join(map(str, values.shape)) or 1}")
+        refuse(f"{where} has the size {' x '.join(map(str, values.shape)) or 1}; {PIXELS}")
     low, high = values.min(), values.max()
-    if not 0 <= low <= high <= 255 or 1 < high < 2:  # NaN fails too; a top of 1.5 fits no range
-        raise Complaint(f"holds numbers from {low:g} to {high:g}")
-    values = values.reshape(28, 28) * (255 if high <= 1 else 1)
-    return Image.fromarray(values.round().astype(np.uint8))
+    # NaN fails every comparison. Fractions up to 1.5 fit neither range: such a picture is black.
+    between = 1 + 1e-6 < high < 2 and (values % 1).any()
+    if between or not 0 <= low <= high <= white * (1 + 1e-6):
+        refuse(f"{where} holds numbers from {low:.7g} to {high:.7g}; {PIXELS}")
+    grey = (values.reshape(28, 28) * 255.0 / white).round().clip(0, 255)
+    return Image.fromarray(grey.astype(np.uint8))
 
 
-def fitted(picture: Picture, network: Network, invert: bool) -> Picture:
-    """Grey and of the network's size: the whole picture, in its own proportions."""
-    if picture.image is None:
-        return picture
-    image, label, note = picture.image.convert("L"), picture.label, []
+def refuse(words: str) -> NoReturn:
+    raise Complaint(words)
+
+
+def data_set(kind: str, root: str) -> Iterator[Found]:
+    """The test pictures of torchvision's data set, downloaded if they are not there."""
+    try:
+        data = getattr(import_torchvision().datasets, DATA_SETS[kind])(root, False, download=True)
+    except Exception as error:  # whatever the downloader of the day raises
+        raise Complaint(f"{kind} is not in {root} and could not be had ({reason(error)}); put "
+                        "torchvision's copy of it there") from error
+    for i, (image, label) in enumerate(data):
+        yield f"{kind}_{i}", str(label), image.copy
+
+
+def fitted(picture: Picture, whole: Image.Image, network: Network, invert: bool) -> Picture:
+    """As the network sees it, its label one of the network's classes."""
+    image, notes = whole.convert("L" if len(network.mean) == 1 else "RGB"), []
     image = ImageOps.invert(image) if invert else image
     pixels = np.asarray(image)
-    border = int(np.median(np.concatenate([*pixels[[0, -1]], *pixels[:, [0, -1]].T])))
-    if border > 127 and not invert:
-        note.append("bright border: if this is dark ink on white paper, add --invert")
-    if label and label not in network.classes:
-        note.append(f"label {label:.20} is no class of the network")
-        label = ""
-    image = ImageOps.pad(image, network.size[::-1], Image.Resampling.BILINEAR, color=border)
-    return Picture(picture.name, image, label, "; ".join(note))
+    border = int(np.median([*pixels[[0, -1]].flat, *pixels[:, [0, -1]].flat]))
+    if border > 127 and network.cover is None and not invert:
+        notes.append("bright border: if this is dark ink on white paper, add --invert")
+    c = class_number(picture.label, network.classes)
+    if picture.label and c is None:
+        notes.append(f"label {one_line(picture.label):.20} is no class of the network")
+    image, box = framed(image, network, border)
+    label = "" if c is None else network.classes[c]
+    return Picture(picture.name, image, label, "; ".join(notes), whole, box)
+
+
+def framed(image: Image.Image, network: Network, border: int) -> tuple[Image.Image, Box]:
+    """Resized, then cut from the middle as torchvision does it, or padded with the border."""
+    (w, h), (H, W) = image.size, network.size
+    high, wide = network.cover or network.size
+    flat = w * high > h * wide  # flatter than what it is to cover, or to fit into
+    if flat == bool(network.cover):
+        w2, h2 = max(1, int(high * w / h)), high
+    else:
+        w2, h2 = wide, max(1, int(wide * h / w))
+    left, top = round((w2 - W) / 2), round((h2 - H) / 2)
+    image = image if (w2, h2) == (w, h) else image.resize((w2, h2), network.resample)
+    canvas = Image.new(image.mode, (W, H), (border,) * len(network.mean))
+    canvas.paste(image, (-left, -top))
+    return canvas, (left * w / w2, top * h / h2, (left + W) * w / w2, (top + H) * h / h2)
+
+
+def class_number(name: str, classes: tuple[str, ...]) -> int | None:
+    """A class by its name, however it is spelt, or by its number."""
+    numbers = numbered(classes)
+    if name in numbers:
+        return numbers[name]
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    return numbers.get(plain(name)) if re.search("[a-zA-Z]", name) else None
+
+
+@cache
+def numbered(classes: tuple[str, ...]) -> dict[str, int]:
+    exact = {name: c for c, name in enumerate(classes)}
+    return {plain(name): c for name, c in exact.items()} | exact
+
+
+def plain(name: str) -> str:
+    """n02391049_Polar-Bear -> polar bear"""
+    return re.sub(r"^n\d{8}|[\W_]+", " ", name).strip().casefold()
 
 
 def file_name(name: str, taken: dict[str, int]) -> str:
@@ -329,6 +576,10 @@ def file_name(name: str, taken: dict[str, int]) -> str:
 # --------------------------------------------------------------------------------- Explanation
 
 
+Target = int | Sequence[int] | Tensor | None
+Stride = tuple[int, int]  # pixels from cell to cell, down and across
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What the network looked at in a batch of B pictures; iterate for one picture at a time."""
@@ -336,13 +587,16 @@ class Explanation:
     logits: Tensor  # (B, C) before any softmax
     target: Tensor  # (B,) the class c that is explained
     layer: str
-    stride: tuple[int, int] | None  # pixels from cell to cell (down, across); None where lost
-    pad: tuple[float, float]  # cells added at each border (down, across)
+    method: str
+    stride: Stride | None  # None where it is lost
+    pad: tuple[float, float] | None  # cells added at each border; None: stretched, for want of it
     alpha: Tensor  # (B, K)
     cells: Tensor  # (B, u, v) Grad-CAM, raw, as the layer has it
     L_c: Tensor  # (B, H, W) the same where it lies in the picture
     R: Tensor | None  # (B, C, H, W) guided backpropagation
     guided_cam: Tensor | None  # (B, C, H, W) R * L_c
+    relus: int  # calls of a ReLU, which guided backpropagation is defined for
+    unguided: tuple[str, ...]  # other activations, which the plain gradient passes
 
     def __iter__(self) -> Iterator[Explanation]:
         return (self.map(itemgetter(slice(i, i + 1))) for i in range(len(self.target)))
@@ -357,8 +611,9 @@ class Explanation:
 def explain(
     net: nn.Module,
     x: Tensor,
-    target: int | Sequence[int] | Tensor | None = None,
+    target: Target = None,
     layer: str | None = None,
+    method: str = "gradcam",
     pad: int | Literal["auto"] = "auto",
     guided: bool = True,
 ) -> Explanation:
@@ -367,44 +622,112 @@ def explain(
     target: one class for all, one a picture, or None for the predicted ones. layer: a name from
     net.named_modules(), or None for find_layer's. The network comes back exactly as it was.
     """
+    return explain_each(net, x, [target], layer, [method], pad, guided)[0]
+
+
+def explain_each(
+    net: nn.Module,
+    x: Tensor,
+    targets: Sequence[Target],
+    layer: str | None = None,
+    methods: Sequence[str] = ("gradcam",),
+    pad: int | Literal["auto"] = "auto",
+    guided: bool = True,
+) -> list[Explanation]:
+    """Every target by every method, still from one forward pass."""
+    found = []
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         layer = layer or find_layer(net, x[:1])
         x = x.detach().clone().requires_grad_()
-        with forward_hook(net.get_submodule(layer), (watch := Watch(x)).keep_maps), watch:
-            logits = watch.before_softmax(net(x.clone()))  # (B, C); the clone may be overwritten
+        setattr(x, STRIDE, (1, 1))
+        with forward_hook(submodule(net, layer), (watch := Watch()).keep_maps), watch:
+            output = net(x.clone())  # the clone, because a network may overwrite its input
+        logits = checked_logits(getattr(output, LOGITS, output))  # (B, C), before a last softmax
         A = checked_maps(watch.A, layer)  # (B, K, u, v)
-        c = as_target(target, logits)  # (B,)
-        # The sum over the batch mixes nothing: no picture's logit depends on another picture.
-        y_c = logits.gather(1, c[:, None]).sum()
-        (dyc_dA,) = torch.autograd.grad(y_c, A, retain_graph=guided)  # walks only the head
-        R = watch.guided_backprop(y_c, x) if guided else None
-    alpha, cells = grad_cam(A.detach(), dyc_dA)
-    stride = watch.stride.get(A)
-    pads, L_c = place(cells, x.shape[2:], stride, pad)
-    guided_cam = None if R is None else R * L_c[:, None]  # (B, C, H, W)
-    return Explanation(logits.detach(), c, layer, stride, pads, alpha, cells, L_c, R, guided_cam)
+        stride = getattr(A, STRIDE, None)
+        for c in [as_target(target, logits) for target in targets]:  # (B,)
+            # The sum over the batch mixes nothing: no picture's logit depends on another picture.
+            y_c = logits.gather(1, c[:, None]).sum()
+            dyc_dA = gradient(y_c, A, layer)  # walks only the head
+            R = watch.guided_backprop(y_c, x) if guided else None
+            for method in methods:
+                alpha = METHODS[method](A.detach(), dyc_dA)
+                cells = grad_cam(A.detach(), alpha)
+                pads, L_c = place(cells, x.shape[2:], stride, pad)
+                guided_cam = None if R is None else R * L_c[:, None]  # (B, C, H, W)
+                found.append(Explanation(
+                    logits.detach(), c, layer, method, stride, pads, alpha, cells, L_c, R,
+                    guided_cam, watch.relus, tuple(watch.unguided),
+                ))  # fmt: skip
+    return found
 
 
-def grad_cam(A: Tensor, dyc_dA: Tensor) -> tuple[Tensor, Tensor]:
-    """Equations 1 and 2 of the paper."""
-    alpha = dyc_dA.mean((2, 3))  # eq. 1: (B, K, u, v) -> (B, K)
-    L_c = F.relu(torch.einsum("bk,bkuv->buv", alpha, A))  # eq. 2: ReLU after the sum over k
-    return alpha, L_c
+def gradient(y_c: Tensor, A: Tensor, layer: str) -> Tensor:
+    try:
+        return torch.autograd.grad(y_c, A, retain_graph=True)[0]
+    except RuntimeError as error:
+        raise Complaint(f"layer {layer} does not lead to the logits ({reason(error)}); name "
+                        "another one") from error
+
+
+def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
+    """L_c = ReLU(sum over k of alpha_k A_k), eq. 2 of the paper: ReLU after the sum."""
+    return F.relu(torch.einsum("bk,bkuv->buv", alpha, A))
+
+
+def alpha_gradcam(_A: Tensor, dyc_dA: Tensor) -> Tensor:
+    """alpha_k = mean over (i, j) of dy_c / dA_k, eq. 1: (B, K, u, v) -> (B, K)."""
+    return dyc_dA.mean((2, 3))
+
+
+def alpha_gradcam_pp(A: Tensor, dyc_dA: Tensor) -> Tensor:
+    """Chattopadhay et al. 2018, eq. 19: sum of g^2 / (2 g^2 + sum(A) g^3) ReLU(g), g = dy_c / dA.
+
+    g^2 cancels: where it is zero, so is ReLU(g). Their factor exp(y_c) scales a map as a whole.
+    """
+    bottom = 2 + A.sum((2, 3), keepdim=True) * dyc_dA
+    return (F.relu(dyc_dA) / torch.where(bottom == 0, 1, bottom)).sum((2, 3))
+
+
+def alpha_xgradcam(A: Tensor, dyc_dA: Tensor) -> Tensor:
+    """Fu et al. 2020, eq. 8: sum of A / sum(A) dy_c / dA; a map that sums to zero has no say."""
+    total = A.sum((2, 3))
+    return (A * dyc_dA).sum((2, 3)) / torch.where(total == 0, torch.inf, total)
+
+
+def alpha_counterfactual(A: Tensor, dyc_dA: Tensor) -> Tensor:
+    """Section 3.3 of the Grad-CAM paper: what speaks against the class has negative gradients."""
+    return -alpha_gradcam(A, dyc_dA)
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradcam": alpha_gradcam,
+    "gradcam++": alpha_gradcam_pp,
+    "xgradcam": alpha_xgradcam,
+    "counterfactual": alpha_counterfactual,
+}
 
 
 def place(
-    cells: Tensor, size: Sequence[int], stride: tuple[int, int] | None, pad: int | Literal["auto"]
-) -> tuple[tuple[float, float], Tensor]:
+    cells: Tensor, size: Sequence[int], stride: Stride | None, pad: int | Literal["auto"]
+) -> tuple[tuple[float, float] | None, Tensor]:
     """The cells (B, u, v) where they lie in a picture of size (H, W): the pads, and (B, H, W)."""
     if pad == "auto" and stride is not None:
-        # S pixels at stride s make S/s cells; what the map of n lacks was lost at its borders.
         (H, W), (u, v), (down, across) = size, cells.shape[1:], stride
         rows, columns = interpolation(H, u, down, cells), interpolation(W, v, across, cells)
-        return ((H / down - u) / 2, (W / across - v) / 2), rows @ cells @ columns.T
+        return lost(size, (u, v), stride), rows @ cells @ columns.T
+    if pad != "auto" and (not isinstance(pad, int) or pad < 0):
+        raise Complaint(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
     N = 0 if pad == "auto" else pad
     padded = F.pad(cells, (N, N, N, N))
     stretched = F.interpolate(padded[:, None], size, mode="bilinear")[:, 0]
-    return (N, N), stretched
+    return None if pad == "auto" else (N, N), stretched
+
+
+def lost(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[float, float]:
+    """S pixels at stride s make S/s cells; what a map of n lacks was lost at its two borders."""
+    down, across = ((S / s - n) / 2 for S, n, s in zip(size, cells, stride, strict=True))
+    return down, across
 
 
 def interpolation(S: int, n: int, s: float, like: Tensor) -> Tensor:
@@ -416,25 +739,30 @@ def interpolation(S: int, n: int, s: float, like: Tensor) -> Tensor:
     return F.relu(1 - (t[:, None] - j).abs()).to(like)
 
 
-Stride = tuple[int, int]  # pixels from cell to cell, down and across
+STRIDE, LOGITS = "stride_so_far", "logits_before"  # what a Watch writes on tensors
+NO_RELU = ("silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu",
+           "rrelu", "softplus", "hardtanh", "tanh")  # fmt: skip
+LOWER_BOUND = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
+               "maximum": "other", "threshold": "threshold", "leaky_relu": "negative_slope"}
 STRIDE_ARGUMENT = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
 class Watch(TorchFunctionMode):
     """Sees every operation of one forward pass, however the network spells it.
 
-    It keeps A of the target layer, notes each tensor's total stride, and hooks every ReLU: module,
-    shared, in-place or functional. The hooks sleep until guided_backprop is called.
+    It keeps A of the target layer, notes on each tensor its total stride, and hooks every ReLU:
+    module, shared, in-place or functional. The hooks sleep until guided_backprop is called.
     """
 
-    A: Tensor | None = None
+    A: Any = None
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stride: MutableMapping[Tensor, Stride] = WeakTensorKeyDictionary()
-        self.stride[x] = (1, 1)
-        self.softmax_input: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
-        self.guiding = False
+        self.relus, self.unguided = 0, dict[str, None]()  # a set that keeps its order
+        # The hooks live as long as the graph. They hold this list, not the watch, which holds A,
+        # whose graph holds the hooks: a circle through C++ that Python can never free.
+        self.guiding = guiding = [False]
+        self.guide = lambda gradient: gradient.clamp(min=0) if guiding[0] else gradient
 
     def keep_maps(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         self.A = output
@@ -444,41 +772,40 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "").rstrip("_")  # relu_ is relu in place
+        name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
         for tensor in tensors_in([out]):
-            stride = self.stride_behind(name, args, kwargs, tensor)
+            stride = stride_behind(name, args, kwargs, tensor)
             if stride is not None:
-                self.stride[tensor] = stride
-        if is_relu(name, args, kwargs) and out.requires_grad:
-            out.register_hook(self.guide)
-        if name in ("softmax", "log_softmax"):
-            self.softmax_input[out] = argument(args, kwargs, 0, "input")
+                setattr(tensor, STRIDE, stride)
+        if is_relu(name, args, kwargs):
+            self.relus += 1
+            if out.requires_grad:
+                out.register_hook(self.guide)  # guided backprop: only what speaks for c goes on
+        elif name in NO_RELU:
+            self.unguided[name] = None
+        if name.endswith("softmax"):
+            setattr(out, LOGITS, argument(args, kwargs, 0, "input"))
         return out
 
-    def stride_behind(self, name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
-        """Multiplied by convolution and pooling, kept where the size is kept, else lost."""
-        inputs = [t for t in tensors_in((*args, *kwargs.values())) if t in self.stride]
-        if inputs and name in STRIDE_ARGUMENT:
-            step = argument(args, kwargs, STRIDE_ARGUMENT[name], "stride")
-            if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
-                step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
-            down, across = (step, step) if isinstance(step, int) else (step[0], step[-1])
-            before = self.stride[inputs[0]]
-            return before[0] * down, before[1] * across
-        same = (t for t in inputs if name == "pad" or t.shape[-2:] == out.shape[-2:])
-        return next((self.stride[t] for t in same), None)
-
-    def before_softmax(self, output: Tensor) -> Tensor:
-        """The logits, also of a network that ends in softmax or log_softmax."""
-        return self.softmax_input.get(output, output)
-
-    def guide(self, gradient: Tensor) -> Tensor:
-        """Guided backpropagation: past a ReLU goes only what speaks for the class."""
-        return gradient.clamp(min=0) if self.guiding else gradient
-
     def guided_backprop(self, y_c: Tensor, x: Tensor) -> Tensor:
-        self.guiding = True
-        return torch.autograd.grad(y_c, x)[0]  # (B, C, H, W)
+        self.guiding[0] = True
+        (R,) = torch.autograd.grad(y_c, x, retain_graph=True)
+        self.guiding[0] = False
+        return R  # (B, C, H, W)
+
+
+def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
+    """Multiplied by convolution and pooling, kept where the size is kept, else lost."""
+    inputs = [t for t in tensors_in((*args, *kwargs.values())) if hasattr(t, STRIDE)]
+    if inputs and name in STRIDE_ARGUMENT:
+        step = argument(args, kwargs, STRIDE_ARGUMENT[name], "stride")
+        if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
+            step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
+        down, across = (step, step) if isinstance(step, int) else (step[0], step[-1])
+        before: Stride = getattr(inputs[0], STRIDE)
+        return before[0] * down, before[1] * across
+    same = (t for t in inputs if name == "pad" or t.shape[-2:] == out.shape[-2:])
+    return next((getattr(t, STRIDE) for t in same), None)
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
@@ -492,11 +819,14 @@ def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
 
 
 def is_relu(name: str, args: Any, kwargs: Any) -> bool:
-    """relu, and what nn.ReLU6 or a hand-written ReLU is made of: a bound at zero from below."""
-    if name in ("clamp", "clamp_min", "clip", "hardtanh"):
-        low = argument(args, kwargs, 1, "min_val" if name == "hardtanh" else "min")
-        return isinstance(low, int | float) and low == 0
+    """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
+    if name in LOWER_BOUND:
+        return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))
     return name in ("relu", "relu6")
+
+
+def is_zero(value: Any) -> bool:
+    return value is not None and bool((torch.as_tensor(value) == 0).all())
 
 
 def checked_maps(A: Any, layer: str) -> Tensor:
@@ -507,7 +837,22 @@ def checked_maps(A: Any, layer: str) -> Tensor:
                     "convolution, or a block of them, that the network runs")
 
 
-def as_target(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Tensor:
+def submodule(net: nn.Module, layer: str) -> nn.Module:
+    names: dict[str, nn.Module] = dict(net.named_modules())
+    if layer not in names:
+        raise Complaint(f"the network has no layer {layer}; the nearest names are "
+                        f"{nearest(layer, names)}: --layers lists all")
+    return names[layer]
+
+
+def checked_logits(output: Any) -> Tensor:
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return output
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise Complaint(f"the network returns {shape}; give one that returns logits (B, classes)")
+
+
+def as_target(target: Target, logits: Tensor) -> Tensor:
     """One class a picture (B,): the predicted ones unless told otherwise."""
     B, C = logits.shape
     if target is None:
@@ -517,14 +862,12 @@ def as_target(target: int | Sequence[int] | Tensor | None, logits: Tensor) -> Te
     if c.shape != (B,):
         raise Complaint(f"targets of shape {tuple(c.shape)} were given for {B} pictures; "
                         "give one class for all or one for each")
-    check_classes(c.tolist(), C)
+    wrong = [number for number in c.tolist() if number not in range(C)]
+    if wrong or c.dtype == torch.bool:
+        wrong = wrong or c.tolist()
+        raise Complaint(f"class {wrong[0]} was given; the network has classes 0 to {C - 1}: name "
+                        "one of these")
     return c.long()
-
-
-def check_classes(classes: Iterable[float], C: int) -> None:
-    for c in classes:
-        if c not in range(C):
-            raise Complaint(f"class {c} was given; the network has classes 0 to {C - 1}: name one")
 
 
 def find_layer(net: nn.Module, x: Tensor) -> str:
@@ -578,62 +921,73 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 # -------------------------------------------------------------------------------------- Figure
 
 NO_EVIDENCE = "no positive evidence"
+COLUMNS = ("image", "label", "predicted", "probability", "target", "layer", "method", "note")
+CAMS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "xgradcam": "XGrad-CAM",
+        "counterfactual": "Counter-\nfactual"}  # fmt: skip
+PANELS = {  # title and meaning; {} is the method's or the gradient's own name
+    "raw": ("Raw", "what the\nnetwork sees"),
+    "gradcam": ("{cam}", "where evidence\nfor it lies"),
+    "guided": ("{guided}", "pixels for it\nand against"),
+    "guided-gradcam": ("{guided_cam}", "those within\nthe evidence"),
+    "overlay": ("Overlay", "the evidence on\nthe picture"),
+}
 
 
-class Panel(NamedTuple):
-    """A row of the figure; a signed one goes from -max to max, with zero in the middle."""
+@dataclass(frozen=True)
+class Style:
+    """What a figure shows, and in which colours."""
 
-    name: str
-    meaning: str
-    colours: str = ""
-    signed: bool = False
-    empty: str = ""  # what a panel of zeros says
+    panels: Sequence[str] = ("raw", "gradcam", "guided", "guided-gradcam")
+    colormap: str = "jet"
+    opacity: float = 0.5
 
-    def paint(self, values: np.ndarray) -> np.ndarray:
-        """(H, W), divided by its own largest magnitude, in colours: (H, W, 3) bytes."""
+    def paint(self, values: np.ndarray, signed: bool = False) -> np.ndarray:
+        """(H, W) in colours, (H, W, 3) bytes: a map from 0 to its maximum, a signed one around 0.
+
+        A few pixels of a gradient are far larger than the rest: its top two in a thousand saturate.
+        """
         from matplotlib import colormaps
 
-        if self is RAW:
-            return values
-        values = values / (np.abs(values).max() or 1)
-        values = (values + 1) / 2 if self.signed else values
-        painted: np.ndarray = colormaps[self.colours](values, bytes=True)
+        size = np.abs(values)
+        top = np.quantile(size, 0.998, method="higher") if signed else size.max()
+        values = values / (top or size.max() or 1)
+        colours = colormaps["RdBu_r" if signed else self.colormap]
+        painted: np.ndarray = colours((values + 1) / 2 if signed else values, bytes=True)
         return painted[..., :3]
 
 
-RAW = Panel("Raw", "what the\nnetwork sees")
-GRAD_CAM = Panel("Grad-CAM", "where the\nevidence lies", "jet", empty=NO_EVIDENCE)
-GUIDED = Panel("Guided\nBackprop", "which pixels\nspeak for it", "RdBu_r", True, "no gradient")
-GUIDED_CAM = Panel("Guided\nGrad-CAM", "both at once", "RdBu_r", True, NO_EVIDENCE)
-
-
-def panels(picture: Picture, explanation: Explanation) -> dict[Panel, np.ndarray]:
-    """A picture's column, top to bottom: its pixels (H, W, 3), then maps (H, W)."""
-    R, guided_cam = explanation.R, explanation.guided_cam
+def panel(name: str, picture: Picture, explanation: Explanation, style: Style) -> np.ndarray:
+    """A map (H, W), or a picture (H, W, 3) bytes."""
     assert picture.image is not None
-    assert R is not None
-    assert guided_cam is not None
-    return {
-        RAW: np.asarray(picture.image.convert("RGB")),
-        GRAD_CAM: explanation.L_c[0].numpy(),
-        GUIDED: R[0].sum(0).numpy(),
-        GUIDED_CAM: guided_cam[0].sum(0).numpy(),
-    }
+    if name == "raw":
+        return np.asarray(picture.image.convert("RGB"))
+    if name == "overlay":
+        return np.asarray(overlay(picture.image, explanation, style))
+    if name == "gradcam":
+        return explanation.L_c[0].numpy()
+    signed = explanation.R if name == "guided" else explanation.guided_cam
+    assert signed is not None
+    return signed[0].sum(0).numpy()  # the channels of a colour together
 
 
-def overlay(picture: Picture, explanation: Explanation) -> Image.Image:
-    """The Grad-CAM over its picture, at least 224 pixels high."""
-    assert picture.image is not None
-    scale = math.ceil(224 / picture.image.height)
-    W, H = (side * scale for side in picture.image.size)
-    L_c = Image.fromarray(explanation.L_c[0].numpy()).resize((W, H), Image.Resampling.BILINEAR)
-    heat = Image.fromarray(GRAD_CAM.paint(np.asarray(L_c)))
-    raw = picture.image.convert("RGB").resize((W, H), Image.Resampling.NEAREST)
-    mixed = Image.blend(raw, heat, 0.5)
-    if not explanation.L_c.any():
+def overlay(
+    image: Image.Image, explanation: Explanation, style: Style, box: Box | None = None
+) -> Image.Image:
+    """The map over a picture of any size; box is the part of it that the network saw."""
+    (W, H), (h, w) = image.size, explanation.L_c.shape[1:]
+    left, top, right, bottom = box or (0, 0, W, H)
+    x, y = w / (right - left), h / (bottom - top)
+    where = ((W, H), Image.Transform.AFFINE, (x, 0, -left * x, 0, y, -top * y))
+    L_c = Image.fromarray(explanation.L_c[0].numpy())  # enlarged first, and coloured then
+    heat = style.paint(np.asarray(L_c.transform(*where, Image.Resampling.BILINEAR)))
+    image = image.convert("RGB")
+    mixed = Image.blend(image, Image.fromarray(heat), style.opacity)
+    if not explanation.cells.any():
         font = ImageFont.load_default(H / 12)
-        ImageDraw.Draw(mixed).text((W / 2, H / 10), NO_EVIDENCE, "white", font, anchor="mm")
-    return mixed
+        ImageDraw.Draw(mixed).text(
+            (W / 2, H / 10), NO_EVIDENCE, "white", font, "mm", stroke_width=2, stroke_fill="black"
+        )
+    return Image.composite(mixed, image, Image.new("L", (w, h), 255).transform(*where))
 
 
 def table_row(
@@ -644,44 +998,74 @@ def table_row(
     if explanation is None:
         return row | {"note": f"skipped: {picture.note}"}
     probability, predicted = explanation.logits[0].softmax(0).max(0)
-    empty = "" if explanation.L_c.any() else NO_EVIDENCE
+    notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
     return row | {
         "predicted": classes[int(predicted)],
         "probability": f"{probability:.6f}",
         "target": classes[int(explanation.target)],
         "layer": explanation.layer,
-        "method": "gradcam",
-        "note": "; ".join(filter(None, [picture.note, empty])),
+        "method": explanation.method,
+        "note": "; ".join(filter(None, notes)),
+    }
+
+
+def unguided(explanation: Explanation) -> str:
+    """Where the network has no ReLU, guided backpropagation is not defined."""
+    if explanation.R is None or (explanation.relus and not explanation.unguided):
+        return ""
+    others = ", ".join(explanation.unguided) or "any activation but ReLU"
+    if not explanation.relus:
+        return f"guided backprop is not defined for {others}: the plain gradient is shown"
+    return f"guided backprop is not defined for {others}: guided at the ReLUs, plain there"
+
+
+def titles(explanations: Sequence[Explanation]) -> dict[str, str]:
+    """What the panels are called: after the method, and never guided where nothing guides."""
+    methods = dict.fromkeys(explanation.method for explanation in explanations)
+    guided = "Guided" if not explanations[0].unguided else "Partly guided"
+    guided = guided if explanations[0].relus else "Plain"
+    return {
+        "cam": CAMS[next(iter(methods))] if len(methods) == 1 else "CAM",
+        "guided": f"{guided}\n{'Backprop' if guided != 'Plain' else 'gradient'}",
+        "guided_cam": f"{guided}\n{'Grad-CAM' if guided != 'Plain' else 'grad. x CAM'}",
     }
 
 
 def draw_grid(
-    pictures: Sequence[Picture], explanations: Sequence[Explanation], classes: Sequence[str]
+    pictures: Sequence[Picture],
+    explanations: Sequence[Explanation],
+    classes: Sequence[str],
+    style: Style = Style(),
 ) -> Figure:
     """A column a picture, a row a panel; made to be pasted at 16 cm. Lengths are in inches."""
     from matplotlib.figure import Figure
 
-    columns = [panels(p, e) for p, e in zip(pictures, explanations, strict=True)]
     rows = [table_row(p, e, classes) for p, e in zip(pictures, explanations, strict=True)]
     heads = ["image", "predicted", "probability"]
     heads += ["label"] if any(row["label"] for row in rows) else []
     heads += ["target"] if any(row["target"] != row["predicted"] for row in rows) else []
-    left, top, cell, right = 1.22, 0.06 + 0.19 * len(heads), 0.86, 0.56
-    width, height = left + cell * len(columns) + right, top + cell * len(columns[0])
+    heads += ["method"] if len({row["method"] for row in rows}) > 1 else []
+    left, top, cell, right = 1.22, 0.06 + 0.19 * len(heads), 0.86, 0.62
+    width, height = left + cell * len(rows) + right, top + cell * len(style.panels)
+    spare = max(0, 1.4 * height - width) / 2  # of few pictures too the sheet is landscape
+    left, width = left + spare, width + 2 * spare
     figure = Figure((width, height), dpi=300)
     # One axes holds all the small images: an axes for each would take most of the run's time.
     axes = figure.add_axes((0, 0, 1, 1))
-    for i, (column, row) in enumerate(zip(columns, rows, strict=True)):
+    for i, row in enumerate(rows):
         x = left + cell * i
         for k, head in enumerate(heads):
             draw_head(axes, x + 0.4, 0.12 + 0.19 * k, head, row)
-        for k, (panel, values) in enumerate(column.items()):
-            draw_panel(axes, panel, values, x, top + cell * k)
+        for k, name in enumerate(style.panels):
+            values = panel(name, pictures[i], explanations[i], style)
+            draw_panel(axes, name, values, style, (x, top + cell * k, 0.8))
     for k, head in enumerate(heads):
         name = {"image": "picture", "target": "maps for"}.get(head, head)
         axes.text(left - 0.1, 0.12 + 0.19 * k, name, size=9, color="0.25", ha="right", va="center")
-    for k, panel in enumerate(columns[0]):
-        draw_margins(axes, panel, left - 0.1, width - right + 0.02, top + cell * k)
+    for k, name in enumerate(style.panels):
+        title = PANELS[name][0].format(**titles(explanations))
+        behind = left + cell * len(rows) + 0.02
+        draw_margins(axes, name, title, style, (left - 0.1, behind, top + cell * k))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     axes.set_axis_off()
     return figure
@@ -689,78 +1073,107 @@ def draw_grid(
 
 def draw_head(axes: Axes, x: float, y: float, head: str, row: dict[str, str]) -> None:
     """One line of what stands over a column; a wrong prediction stands out."""
-    style: dict[str, Any]
-    words, style = row[head], {"size": 9, "color": "0.25"}
-    if head == "image" and len(words) > 11:
-        words = words[:10] + "..."
-    elif head == "probability":
-        words = f"{float(words):.1%}"
+    style: dict[str, Any] = {"size": 9, "color": "0.25"}
+    words = row[head] if len(row[head]) < 13 else f"{row[head][:4]}...{row[head][-5:]}"
+    if head == "probability":
+        words = f"{float(words):.1%}" if float(words) < 0.9995 else ">99.9%"
     elif head == "predicted":
-        style = {"size": 13, "weight": "bold"}
-        if row["label"] not in ("", words):  # crossed and framed: clear without colour too
+        style = {"size": 13 if len(words) < 4 else 9, "weight": "bold"}
+        if row["label"] not in ("", row[head]):  # crossed and framed: clear without colour too
             frame = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "crimson"}
             words, style = f"{words} \N{BALLOT X}", style | {"color": "crimson", "bbox": frame}
     axes.text(x, y, words, ha="center", va="center", parse_math=False, **style)
 
 
 def draw_panel(
-    axes: Axes, panel: Panel, values: np.ndarray, x: float, y: float, width: float = 0.8
+    axes: Axes, name: str, values: np.ndarray, style: Style, where: tuple[float, float, float]
 ) -> None:
-    corners = (x, x + width, y + 0.8, y)
-    axes.imshow(panel.paint(values), extent=corners, interpolation="nearest")
-    if not values.any():
-        words, ink = panel.empty.replace(" ", "\n"), "black" if panel.signed else "white"
+    (x, y, width), signed = where, name.startswith("guided")
+    shown = values if values.ndim == 3 else style.paint(values, signed)
+    axes.imshow(shown, extent=(x, x + width, y + 0.8, y), interpolation="nearest")
+    if values.ndim == 2 and not values.any():
+        words = "no\ngradient" if name == "guided" else NO_EVIDENCE.replace(" ", "\n")
+        ink = "black" if shown[0, 0].mean() > 127 else "white"
         axes.text(x + 0.4, y + 0.4, words, size=9, ha="center", va="center", color=ink)
 
 
-def draw_margins(axes: Axes, panel: Panel, left: float, right: float, y: float) -> None:
+def draw_margins(
+    axes: Axes, name: str, title: str, style: Style, where: tuple[float, float, float]
+) -> None:
     """A row's name and meaning before it, the scale of its colours behind it."""
-    axes.text(left, y + 0.41, panel.name, size=11, weight="bold", ha="right", va="bottom")
-    axes.text(left, y + 0.45, panel.meaning, size=9, color="0.25", ha="right", va="top")
-    if panel is not RAW:
-        ramp = np.linspace(1, -1 if panel.signed else 0, 64)[:, None]
-        draw_panel(axes, panel, ramp, right, y, width=0.07)
-        low, high = ("\N{MINUS SIGN}max", "+max") if panel.signed else ("0", "max")
-        axes.text(right + 0.12, y, high, size=8, va="top")
-        axes.text(right + 0.12, y + 0.8, low, size=8, va="bottom")
+    left, right, y = where
+    axes.text(left, y + 0.41, title, size=11, weight="bold", ha="right", va="bottom")
+    axes.text(left, y + 0.45, PANELS[name][1], size=9, color="0.25", ha="right", va="top")
+    if name == "raw":
+        return
+    signed = name.startswith("guided")
+    low, high = ("against", "for") if signed else ("0", "max")
+    ramp = np.linspace(1, -1 if signed else 0, 64)[:, None]
+    draw_panel(axes, name, ramp, style, (right, y, 0.07))
+    axes.text(right + 0.12, y, high, size=8, va="top")
+    axes.text(right + 0.12, y + 0.8, low, size=8, va="bottom")
 
 
 # ----------------------------------------------------------------------------------------- Run
 
-BATCH = 64  # pictures explained at once
-GRID = 8  # pictures in the figure
-COLUMNS = ("image", "label", "predicted", "probability", "target", "layer", "method", "note")
+BATCH = 16  # pictures explained at once
+GRID = 8  # columns of the figure
+
+
+@dataclass
+class Tally:
+    """What the account needs to know of the pictures that went by."""
+
+    explained: int = 0
+    skipped: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)  # by label
+    right: Counter[str] = field(default_factory=Counter)
+
+    def judge(self, label: str, predicted: str) -> None:
+        self.seen.update([label] if label else [])
+        self.right.update([label] if label == predicted else [])
 
 
 def run(options: argparse.Namespace) -> int:
     """Reads, explains and writes, a batch at a time; 1 if a picture had to be left out."""
     started, out = time.perf_counter(), options.out
-    network = load_network(options.weights)
-    check_classes([options.target or 0], len(network.classes))
-    pictures = once_readable(read_pictures(options.images, network, options.invert))
-    shown: list[Picture] = []
-    explanations: list[Explanation] = []
-    tally: Counter[str] = Counter()
+    feed = {name: getattr(options, name) for name in ("size", "mean", "std")}
+    feed = {name: value for name, value in feed.items() if value is not None}
+    network = load_network(options.model, options.weights, options.layer, options.classes, **feed)
+    if options.layers:
+        print(layer_table(network))
+        return 0
+    if options.weights == "none" and not options.quiet:
+        print(f"{SCRIPT}: the weights are RANDOM: these maps mean nothing", file=sys.stderr)
+    check_targets(options.target, network.classes)
+    style = Style(options.panels, options.colormap, options.opacity)
+    pictures = read_pictures(options.images, network, options.invert, options.full_size)
+    if "label" in options.target:
+        pictures = map(needs_label, pictures)
+    pictures = once_readable(pictures)
+    shown: list[tuple[Picture, Explanation]] = []
+    tally = Tally()
     with whole(out / f"{STEM}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
-        for picture, explanation in explained(network, pictures, options):
-            row = table_row(picture, explanation, network.classes)
-            table.writerow(row)
-            tally.update(counted(row))
-            if explanation is None:
-                print(f"{SCRIPT}: {row['note']}", file=sys.stderr)
-                continue
-            save_pictures(out, picture, explanation)
-            if len(shown) < GRID:
-                shown.append(picture)
-                explanations.append(explanation)
-    with whole(out / f"{STEM}.png") as part:
-        figure = draw_grid(shown, explanations, network.classes)
-        figure.savefig(part, format="png", metadata={"Software": None})
+        for picture, explanations in explained(network, pictures, tally, options):
+            each: Sequence[Explanation | None] = explanations or [None]
+            rows = [table_row(picture, one, network.classes) for one in each]
+            table.writerows(rows)
+            note(tally, rows)
+            save_pictures(out, picture, explanations, style)
+            shown += [(picture, e) for e in explanations][: GRID - len(shown)]
+        if not shown:
+            raise Complaint(f"no picture is {options.pick} (of {tally.seen.total()} with a label); "
+                            "give others, or another --pick")
+        figure = draw_grid([p for p, _ in shown], [e for _, e in shown], network.classes, style)
+        with whole(out / f"{STEM}.png") as picture_part:
+            figure.savefig(picture_part, format="png", metadata={"Software": None})
     if not options.quiet:
-        print(account(network, explanations[0], options, tally, time.perf_counter() - started))
-    return 1 if tally["skipped"] else 0
+        print(account(network, shown[0][1], options, tally, time.perf_counter() - started))
+    return 1 if tally.skipped else 0
+
 
 
 def once_readable(pictures: Iterator[Picture]) -> Iterator[Picture]:
@@ -776,71 +1189,189 @@ def once_readable(pictures: Iterator[Picture]) -> Iterator[Picture]:
     raise Complaint(unreadable[0].note + more)
 
 
+def needs_label(picture: Picture) -> Picture:
+    if picture.label or picture.image is None:
+        return picture
+    return replace(picture, image=None, note=f"{picture.name} has no label for --target label; put "
+                   "it into a folder that is named after its class")  # fmt: skip
+
+
 def explained(
-    network: Network, pictures: Iterator[Picture], options: argparse.Namespace
-) -> Iterator[tuple[Picture, Explanation | None]]:
-    """Each picture with its explanation, or with None if it could not be read."""
-    net, layer = network.net.to(options.device), None  # the first batch finds the layer
-    while batch := list(itertools.islice(pictures, BATCH)):
-        images = [picture.image for picture in batch if picture.image is not None]
-        explanations: Iterator[Explanation] = iter(())
-        if images:
-            x = network.tensor(images).to(options.device)
-            explanation = explain(net, x, options.target, layer, options.pad)
-            layer, explanations = explanation.layer, iter(explanation.map(Tensor.cpu))
+    network: Network, pictures: Iterator[Picture], tally: Tally, options: argparse.Namespace
+) -> Iterator[tuple[Picture, list[Explanation]]]:
+    """Each picture with its explanations, target by target; none if it could not be read."""
+    net, left = network.net.to(options.device), options.limit or sys.maxsize
+    guided = any(name.startswith("guided") for name in options.panels)
+    while left and (batch := list(itertools.islice(pictures, min(BATCH, left)))):
+        chosen = [picture for picture in batch if picture.image is not None]
+        if options.pick != "all":
+            chosen = picked(network, chosen, tally, options)[:left]
+        left -= len(chosen)
+        found: dict[str, list[Explanation]] = {picture.name: [] for picture in chosen}
+        if chosen:
+            x = network.tensor([p.image for p in chosen if p.image]).to(options.device)
+            c = [classes_of(target, chosen, network.classes) for target in options.target]
+            for each in explain_each(net, x, c, network.layer, options.method, options.pad, guided):
+                for picture, one in zip(chosen, each.map(Tensor.cpu), strict=True):
+                    found[picture.name].append(replace(one, L_c=blurred(one.L_c, options.blur)))
         for picture in batch:
-            yield picture, None if picture.image is None else next(explanations)
+            if picture.image is None or picture.name in found:
+                yield picture, found.get(picture.name, [])
 
 
-def save_pictures(out: Path, picture: Picture, explanation: Explanation) -> None:
-    assert picture.image is not None
-    for folder, image in ("raw", picture.image), ("gradcam", overlay(picture, explanation)):
-        with whole(out / folder / f"{picture.name}.png") as part:
-            image.save(part, "PNG")
+def picked(
+    network: Network, pictures: Sequence[Picture], tally: Tally, options: argparse.Namespace
+) -> list[Picture]:
+    """Those with a label that the network gets right, or wrong; the others are only counted."""
+    if not pictures:
+        return []
+    with torch.no_grad():
+        x = network.tensor([p.image for p in pictures if p.image]).to(options.device)
+        predicted = [network.classes[c] for c in network.net(x).argmax(1)]
+    chosen = []
+    for picture, said in zip(pictures, predicted, strict=True):
+        if picture.label and (picture.label == said) == (options.pick == "right"):
+            chosen.append(picture)
+        else:
+            tally.judge(picture.label, said)
+    return chosen
 
 
-def counted(row: dict[str, str]) -> list[str]:
-    """What the account counts of a picture."""
-    if not row["predicted"]:
-        return ["skipped"]
-    truth = ["labelled", "right" if row["label"] == row["predicted"] else "wrong"]
-    notes = [f"note      {note}" for note in row["note"].split("; ") if note]
-    return ["explained", *(truth if row["label"] else []), *notes]
+def classes_of(target: str, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Target:
+    """What explain takes for 'predicted', 'label' or a class."""
+    if target == "predicted":
+        return None
+    names = [picture.label if target == "label" else target for picture in pictures]
+    return [c for name in names if (c := class_number(name, classes)) is not None]
+
+
+def blurred(L_c: Tensor, sigma: float) -> Tensor:
+    """(B, H, W), each pixel the mean of its neighbours under a Gaussian of sigma pixels."""
+    if not sigma:
+        return L_c
+
+    def gaussian(S: int) -> Tensor:
+        p = torch.arange(S, dtype=L_c.dtype)
+        weights = torch.exp(-((p[:, None] - p) ** 2) / (2 * sigma**2))
+        return weights / weights.sum(1, keepdim=True)  # what lies outside does not count
+
+    return gaussian(L_c.shape[1]) @ L_c @ gaussian(L_c.shape[2]).T
+
+
+def note(tally: Tally, rows: Sequence[dict[str, str]]) -> None:
+    if not rows[0]["predicted"]:
+        tally.skipped += 1
+        print(f"{SCRIPT}: {rows[0]['note']}", file=sys.stderr)
+        return
+    tally.explained += 1
+    tally.judge(rows[0]["label"], rows[0]["predicted"])
+    for row in rows:
+        tally.notes.update(filter(None, row["note"].split("; ")))
+
+
+def save_pictures(
+    out: Path, picture: Picture, explanations: Sequence[Explanation], style: Style
+) -> None:
+    """raw/NAME.png, and gradcam/NAME.png for each target and method."""
+    if picture.image is None:
+        return
+    save(out / "raw" / f"{picture.name}.png", picture.image)
+    base, box = (picture.whole, picture.box) if picture.whole else (enlarged(picture.image), None)
+    targets = {int(explanation.target) for explanation in explanations}
+    methods = {explanation.method for explanation in explanations}
+    for explanation in explanations:
+        name = picture.name + (f"-{int(explanation.target)}" if len(targets) > 1 else "")
+        name += f"-{explanation.method}" if len(methods) > 1 else ""
+        save(out / "gradcam" / f"{name}.png", overlay(base, explanation, style, box))
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """By a whole number, until it is 224 pixels high."""
+    scale = math.ceil(224 / image.height)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def save(path: Path, image: Image.Image) -> None:
+    with whole(path) as part:
+        image.save(part, "PNG")
 
 
 def account(
-    network: Network, first: Explanation, options: argparse.Namespace, tally: Counter[str], s: float
+    network: Network, first: Explanation, options: argparse.Namespace, tally: Tally, s: float
 ) -> str:
     """What was done, in a few lines for a person."""
     size = " x ".join(str(n) for n in first.cells.shape[1:])
-    done = f"{tally['explained']} explained in {s:.1f} s"
-    if tally["labelled"]:
-        done += f", {tally['right']} of the {tally['labelled']} with a label are right"
-    if tally["skipped"]:
-        done += f", {tally['skipped']} skipped"
-    if tally["explained"] > GRID:
-        done += f"; the first {GRID} are in the figure"
+    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
+    seen, right = tally.seen.total(), tally.right.total()
+    accuracy = f"accuracy  {right} of {seen} with a label are right ({right / max(seen, 1):.1%})"
+    each = ", ".join(f"{name} {tally.right[name]}/{n}" for name, n in sorted(tally.seen.items()))
     return "\n".join([
         f"network   {network.title}",
         f"layer     {first.layer}, {first.alpha.shape[1]} maps of {size}",
         f"pad       {pad_words(first, options.pad)}",
-        f"pictures  {done}",
-        *(f"{note} ({n})" for note, n in tally.items() if note.startswith("note")),
-        f"written   {options.out / STEM}.png and .csv; gradcam/ and raw/ beside them",
-    ])
+        f"pictures  {tally.explained} explained in {s:.1f} s{skipped}",
+        *([accuracy] if seen else []),
+        *textwrap.wrap(each, 90, initial_indent=" " * 10, subsequent_indent=" " * 10),
+        *(f"note      {words} ({n})" for words, n in tally.notes.items()),
+        f"written   {one_line(options.out / STEM)}.png and .csv; gradcam/ and raw/ beside them",
+    ])  # fmt: skip
 
 
 def pad_words(explanation: Explanation, asked: int | Literal["auto"]) -> str:
     """The pad and why it is so."""
-    number = " x ".join(dict.fromkeys(f"{cells:g}" for cells in explanation.pad))
+    if explanation.stride is None or explanation.pad is None:
+        return f"none: the stride up to {explanation.layer} is lost, the map is stretched"
+    number = each_axis(explanation.pad)
     if asked != "auto":
         return f"{number}, as asked: cells of zeros around the map, then stretched"
-    if explanation.stride is None:
-        return f"{number}: the stride up to {explanation.layer} is lost, the map is stretched"
-    S, s, n = explanation.L_c.shape[1:], explanation.stride, explanation.cells.shape[1:]
-    why = (f"{S} pixels at stride {s} make {S / s:g} cells, the map has {n}"
-           for S, s, n in zip(S, s, n, strict=True))
+    size, cells = explanation.L_c.shape[1:], explanation.cells.shape[1:]
+    axes = zip(size, explanation.stride, cells, strict=True)
+    why = (f"{S} pixels at stride {s} make {S / s:g} cells, the map has {n}" for S, s, n in axes)
     return f"{number}: {' and '.join(dict.fromkeys(why))}"
+
+
+def layer_table(network: Network) -> str:
+    """Every layer in the order of the forward pass, then the sums; MB are of 32-bit numbers."""
+    net, (H, W) = network.net.cpu(), network.size
+    x = torch.zeros(1, len(network.mean), H, W)
+    rows = [("layer (type)", "output shape", "parameters", "cumulative", "stride", "pad")]
+    counts: dict[nn.Module, int] = {}
+    numbers = 0
+
+    def note(name: str, module: nn.Module, _args: Any, out: Any) -> None:
+        nonlocal numbers
+        shape, stride = tuple(out.shape), getattr(out, STRIDE, None) if out.ndim == 4 else None
+        pads = lost((H, W), shape[2:], stride) if stride else ()
+        count = 0 if module in counts else sum(p.numel() for p in module.parameters())
+        counts[module] = counts.get(module, 0) + count
+        numbers += out.numel()
+        rows.append((f"{name} ({type(module).__name__})", str(shape), f"{count:,}",
+                     f"{sum(counts.values()):,}", each_axis(stride or ()), each_axis(pads)))
+
+    setattr(x, STRIDE, (1, 1))
+    with ExitStack() as hooks, torch.no_grad(), Watch():
+        for name, module in net.named_modules():
+            if not any(module.children()):
+                hooks.enter_context(forward_hook(module, partial(note, name)))
+        net(x)
+    total = sum(p.numel() for p in net.parameters())
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    MB = [n * 4 / 2**20 for n in (x.numel(), 2 * numbers, total)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]),
+                        *map(str.rjust, row[2:], widths[2:])]).rstrip() for row in rows]
+    return "\n".join([*lines, "",
+        f"parameters: {total:,} total, {trained:,} trainable, {total - trained:,} non-trainable",
+        f"MB: input {MB[0]:.2f}, forward and backward {MB[1]:.2f}, parameters {MB[2]:.2f}, "
+        f"estimated total {sum(MB):.2f}"])  # fmt: skip
+
+
+def each_axis(numbers: Iterable[float]) -> str:
+    """One number where both axes agree, else down x across."""
+    return " x ".join(dict.fromkeys(f"{number:g}" for number in numbers))
+
+
+PARTS: set[Path] = set()  # files that are not complete yet
 
 
 @contextmanager
@@ -848,38 +1379,57 @@ def whole(path: Path) -> Iterator[Path]:
     """A file to write aside, which takes the path's place when it is complete, or vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    PARTS.add(part)
     try:
         yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        PARTS.remove(part)
+
+
+def interrupted(*_signal: Any) -> NoReturn:
+    """Ctrl-C. An exception would not do: raised while C++ calls back, it is printed and lost."""
+    for part in PARTS:
+        part.unlink(missing_ok=True)
+    os.write(2, f"{SCRIPT}: interrupted; every file that was written is whole\n".encode())
+    os._exit(130)
 
 
 # -------------------------------------------------------------------------------- Command line
 
 
-def existing(text: str) -> Path:
-    if not Path(text).exists():
-        raise Complaint(f"{text} does not exist; give picture files, folders or a .json: check the "
-                        "spelling, and the folder you are in")
-    return Path(text)
+def existing(text: str) -> str:
+    kind, _, root = text.partition(":")
+    if not (kind in DATA_SETS and root) and not (Path(text).is_dir() or Path(text).is_file()):
+        raise Complaint(f"{text or 'an empty name'} does not exist; give picture files, folders or "
+                        "a .json: check the spelling, and the folder you are in")
+    return text
 
 
 def writable(text: str) -> Path:
     """A folder that can be written to, or made: found out without leaving anything behind."""
-    for folder in (Path(text), Path(text, "raw"), Path(text, "gradcam")):
-        there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-        try:
+    out = Path(text)
+    try:
+        if not text:
+            raise OSError("it has no name")
+        for name in (f"{STEM}.png", f"{STEM}.csv"):
+            if Path(out, name).is_dir():
+                raise OSError(f"{name} in it is a folder")
+        for folder in (out, out / "raw", out / "gradcam"):
+            there = next(f for f in (folder, *folder.absolute().parents) if os.path.lexists(f))
             with tempfile.TemporaryFile(dir=there):
                 pass
-        except OSError as error:
-            raise Complaint(f"can't write to {folder} ({reason(error)}); give a folder you may "
-                            "write to") from error
-    return Path(text)
+    except OSError as error:
+        raise Complaint(f"can't write to {text} ({reason(error)}); give a folder you may write "
+                        "to") from error
+    return out
 
 
 def device(name: str) -> torch.device:
     try:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+            raise RuntimeError("no such device")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise Complaint(f"{name} is not to be had here ({reason(error)}); give cpu, or cuda where "
@@ -887,47 +1437,145 @@ def device(name: str) -> torch.device:
 
 
 def reason(error: BaseException) -> str:
-    """The error's own words, on one line."""
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(words.split())[:150]
+    """The error's own words."""
+    return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:150]
 
 
-def whole_number(**words: Any) -> Callable[[str], Any]:
-    """The type of an option that takes a number from 0 to 9999 or one of some words."""
+def one_line(words: Any) -> str:
+    """Fit to be printed anywhere: file names may hold newlines and bytes that are no text."""
+    return " ".join(str(words).encode(errors="backslashreplace").decode().split())
+
+
+def number(kind: type, low: float, high: float, *words: str) -> Callable[[str], Any]:
+    """The type of an option that is a number between two others, or one of some words."""
+
     def convert(text: str) -> Any:
         if text in words:
-            return words[text]
-        if text.isdecimal() and len(text) < 5:
-            return int(text)
-        allowed = " or ".join(map(repr, words))
-        raise Complaint(f"{text!r} was given; give {allowed} or a whole number")
+            return text
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        also = "".join(f"{word!r} or " for word in words)
+        raise Complaint(f"{text!r} was given; give {also}a number from {low:g} to {high:g}")
 
     return convert
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """0.5,0.5,0.5"""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise Complaint(f"{text!r} was given; give a number a channel, as in 0.5,0.5,0.5") from None
+
+
+def size(text: str) -> tuple[int, int]:
+    """224 or 160x224, down x across."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) < 10_000 for side in sides):
+        raise Complaint(f"{text!r} was given; give pixels, as in 224 or 160x224 (down x across)")
+    return int(sides[0]), int(sides[-1])
+
+
+def colormap(name: str) -> str:
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        raise Complaint(f"{name!r} is unknown to matplotlib; give {nearest(name, colormaps)}")
+    return name
+
+
+def class_names(text: str) -> tuple[str, ...]:
+    """From a file: one a line, or a JSON list."""
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+        names = json.loads(content) if content.lstrip().startswith("[") else content.splitlines()
+        return tuple(str(name).strip() for name in names if str(name).strip())
+    except (OSError, ValueError) as error:
+        raise Complaint(f"{text}: {reason(error)}; give a file of class names, one a line or a "
+                        "JSON list") from error
+
+
+def check_targets(targets: Sequence[str], classes: tuple[str, ...]) -> None:
+    for target in targets:
+        if target not in ("predicted", "label") and class_number(target, classes) is None:
+            named = "" if classes[0] == "0" else f", or a name: {nearest(target, classes)}"
+            raise Complaint(f"class {target} was given; the network has classes 0 to "
+                            f"{len(classes) - 1}: name one of these{named}")
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise Complaint(f"{message}; see --help")
+        raise Complaint(message if ";" in message else f"{message}; see --help")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Lists may have commas or spaces, and pictures may stand behind them."""
+        options = self.parse_args(argv)
+        for name, allowed in ("target", ()), ("method", METHODS), ("panels", PANELS):
+            words = [word for words in getattr(options, name) for word in words.split(",")]
+            files = [word for word in words if word not in allowed and Path(word).is_file()]
+            words = [word for word in words if word not in files]
+            for word in words:
+                if allowed and word not in allowed:
+                    self.error(f"argument --{name}: {word!r} was given; give {' '.join(allowed)}")
+            setattr(options, name, words)
+            options.images += map(existing, files)
+        options.images = options.images or [existing(str(HERE / "data"))]
+        for folder in filter(os.path.isdir, options.images):
+            if options.out.resolve().is_relative_to(Path(folder).resolve()):
+                self.error(f"--out {options.out} lies in {folder}, which is read; give another")
+        return options
 
 
 def build_parser() -> Parser:
     title, _, text = (__doc__ or "").partition("\n\n")
-    parser = Parser(prog=SCRIPT, description=title, epilog=text,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("images", nargs="*", type=existing, default=[HERE / "data"], metavar="IMAGES",
-        help="pictures, folders of pictures, .json files of pixels (default: the folder data)")
-    add("--weights", type=Path, default=HERE / "mnist_model.pth", metavar="FILE",
-        help="state dict of the course network (default: mnist_model.pth)")
-    add("--target", type=whole_number(predicted=None), default="predicted", metavar="CLASS",
-        help="the class to explain: 'predicted' or its number (default: %(default)s)")
-    add("--pad", type=whole_number(auto="auto"), default="auto", metavar="N",
-        help="cells of zeros around the map before it is stretched over the picture; 'auto': as "
-        "many as the network's borders cost, each cell in its place (default: %(default)s)")
+    parser = Parser(prog=SCRIPT, description=title, epilog=text, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    default = "(default: %(default)s)"
+
+    what = parser.add_argument_group("what is looked at")
+    add = what.add_argument
+    add("images", nargs="*", type=existing, default=[], metavar="IMAGES",
+        help="pictures, .json files of pixels, folders (a sub-folder's name is its pictures' "
+        "label), cifar10:FOLDER or mnist:FOLDER (default: the folder data)")
+    add("--pick", choices=("all", "right", "wrong"), default="all",
+        help=f"only pictures that the network gets right, or wrong {default}")
+    add("--limit", type=number(int, 1, 10**9), metavar="N", help="no more than N pictures")
     add("--invert", action="store_true", help="negate the pictures: dark ink on white paper")
+
+    add = parser.add_argument_group("the network").add_argument
+    add("--model", default="course", help="course, a torchvision classifier (resnet50), timm:NAME, "
+        f"or FILE.py:NAME, a class or function of your own {default}")
+    add("--weights", metavar="FILE", help="a state dict, 'pretrained' or 'none' (random) (default: "
+        "mnist_model.pth for the course network, pretrained, or as FILE.py makes it)")
+    add("--classes", type=class_names, metavar="FILE", help="names, one a line or a JSON list")
+    add("--size", type=size, help="pixels of the input, 224 or 160x224 (default: the network's)")
+    add("--mean", type=numbers, help="of its training pixels, a number a channel (the network's)")
+    add("--std", type=numbers, help="likewise (the network's)")
+    add("--device", type=device, default="cpu", help=f"cpu, cuda or mps {default}")
+    add("--layers", action="store_true", help="print the table of its layers, and stop")
+
+    add = parser.add_argument_group("the explanation").add_argument
+    add("--target", nargs="+", default=["predicted"], metavar="CLASS",
+        help="the classes to explain: 'predicted', 'label', numbers or names (default: predicted)")
+    add("--method", nargs="+", default=["gradcam"],
+        help=f"{', '.join(METHODS)} (default: gradcam)")
+    add("--layer", metavar="NAME", help="whose maps are explained (default: the last convolution, "
+        "or the largest block around it that ends at its resolution)")
+    add("--pad", type=number(int, 0, 999, "auto"), default="auto", metavar="N",
+        help="cells of zeros around the map before it is stretched over the picture; 'auto': as "
+        f"many as the network's borders cost, each cell in its place {default}")
+
+    add = parser.add_argument_group("the figure").add_argument
+    add("--panels", nargs="+", default=Style.panels, metavar="PANEL",
+        help=f"rows, in this order: {', '.join(PANELS)} (default: {', '.join(Style.panels)})")
+    add("--colormap", type=colormap, default=Style.colormap, help=f"of the maps {default}")
+    add("--opacity", type=number(float, 0, 1), default=Style.opacity, help=f"of overlays {default}")
+    add("--blur", type=number(float, 0, 1000), default=0, metavar="SIGMA",
+        help="Gaussian blur of the maps, in pixels (default: none)")
+    add("--full-size", action="store_true", help="overlays on the whole pictures, uncut")
     add("--out", type=writable, default=str(HERE / "outputs"), metavar="FOLDER",
         help="where to write (default: the folder outputs)")
-    add("--device", type=device, default="cpu", help="cpu, cuda or mps (default: %(default)s)")
     add("--quiet", action="store_true", help="print nothing but errors")
     return parser
 
@@ -935,16 +1583,18 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of caches on its first run
     try:
-        return run(build_parser().parse_args(argv))
+        with warnings.catch_warnings(action="ignore"):  # of glyphs and large pictures
+            return run(build_parser().parse(argv))
+    except BrokenPipeError:  # nobody reads the account any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (Complaint, OSError) as error:  # OSError: a full disk, a folder that went away
         words = error if isinstance(error, Complaint) else f"stopped: {error}; mend that, run again"
-        print(f"{SCRIPT}: error: {words}", file=sys.stderr)
+        print(f"{SCRIPT}: error: {one_line(words)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{SCRIPT}: interrupted; what was written is whole", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interrupted)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

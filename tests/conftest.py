@@ -22,7 +22,7 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def network() -> SID_a4.Network:
     """The network as it is shipped."""
-    return SID_a4.load_network(ROOT / "mnist_model.pth")
+    return SID_a4.load_network()
 
 
 @pytest.fixture(scope="session")

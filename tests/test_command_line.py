@@ -68,11 +68,17 @@ WEIGHTS = "; give a file written by torch.save(net.state_dict(), FILE) with --we
             "weights {}/other.pth are of another network: conv1.weight",
         ),
         (["--target", "10"], "class 10 was given; the network has classes 0 to 9: name one"),
-        (["--target", "-1"], "argument --target: '-1' was given; give 'predicted' or a whole"),
-        (["--target", "dog"], "argument --target: 'dog' was given; give 'predicted' or a whole"),
-        (["--pad", "-1"], "argument --pad: '-1' was given; give 'auto' or a whole number"),
-        (["--pad", "1.5"], "argument --pad: '1.5' was given; give 'auto' or a whole number"),
-        (["--pad", "99999"], "argument --pad: '99999' was given; give 'auto' or a whole number"),
+        (["--target", "-1"], "class -1 was given; the network has classes 0 to 9: name one"),
+        (["--target", "dog"], "class dog was given; the network has classes 0 to 9: name one"),
+        (["--pad", "-1"], "argument --pad: '-1' was given; give 'auto' or a number from 0 to 999"),
+        (
+            ["--pad", "1.5"],
+            "argument --pad: '1.5' was given; give 'auto' or a number from 0 to 999",
+        ),
+        (
+            ["--pad", "99999"],
+            "argument --pad: '99999' was given; give 'auto' or a number from 0 to 999",
+        ),
         (["--device", "cuda:77"], "argument --device: cuda:77 is not to be had here ("),
         (["--device", "toaster"], "argument --device: toaster is not to be had here ("),
         (["--frobnicate"], "unrecognized arguments: --frobnicate; see --help"),
@@ -119,7 +125,14 @@ def test_help_tells_every_option_and_default(capsys):
     words = " ".join(capsys.readouterr().out.split())
     for option in ("IMAGES", "--weights", "--pad", "--target", "--invert", "--out", "--quiet"):
         assert option in words
-    for default in ("data", "mnist_model.pth", "predicted", "auto", "outputs", "cpu"):
+    for default in (
+        "data",
+        "pretrained, or as FILE.py makes it",
+        "predicted",
+        "auto",
+        "outputs",
+        "cpu",
+    ):
         assert re.search(rf"\(default: [^)]*{default}\)", words)
 
 

@@ -1,7 +1,9 @@
 """The heart: maps with known answers, three oracles, and a caller who notices nothing."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from SID_a4 import Complaint, CourseCNN, explain, find_layer, place
+import SID_a4
+from SID_a4 import Complaint, CourseCNN, explain, explain_each, find_layer, place
 
 
 class GuidedReLU(torch.autograd.Function):
@@ -82,6 +85,11 @@ RELUS = {
     "clamp(min=0)": lambda x: x.clamp(min=0),
     "torch.clamp(x, 0)": lambda x: torch.clamp(x, 0),
     "clamp_min": lambda x: x.clamp_min(0.0),
+    "clamp tensor": lambda x: x.clamp(min=torch.tensor(0.0)),
+    "clip": lambda x: x.clip(0),
+    "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "threshold": nn.Threshold(0.0, 0.0),
+    "leaky of 0": nn.LeakyReLU(0.0),
 }
 
 
@@ -333,6 +341,9 @@ class Trunk(nn.Module):
         ((2, 2), lambda x, w: torch.cat([F.max_pool2d(c, 2) for c in x.chunk(2, 1)], 1)),
         ((1, 1), lambda x, w: x * x.mean((2, 3), keepdim=True).sigmoid()),
         ((1, 1), lambda x, w: x * F.avg_pool2d(x, tuple(x.shape[2:])).sigmoid()),
+        ((1, 1), lambda x, w: x + F.interpolate(F.max_pool2d(x, 2), x.shape[2:])),
+        ((2, 2), lambda x, w: F.max_pool2d(x, 2, ceil_mode=True) + F.avg_pool2d(x, 13, 1)),
+        ((1, 1), lambda x, w: F.avg_pool2d(x, 13, 1) + F.max_pool2d(x, 2, ceil_mode=True)),
         ((1, 1), lambda x, w: x + x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
         (None, lambda x, w: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
         (None, lambda x, w: x.flatten(1).view(x.shape)),
@@ -424,11 +435,13 @@ def test_networks_and_layers_without_maps_are_refused():
 
 
 def same(a, b):
-    """Equal as far as the order of float32 sums allows."""
+    """Equal as far as the order of sums allows: to 1e-6, or much better in float64."""
     for name, value in vars(a).items():
         other = getattr(b, name)
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6)
+            close = 1e-6 if value.dtype == torch.float32 else 1e-12
+            scale = float(value.abs().max())
+            torch.testing.assert_close(value, other, rtol=0, atol=close * scale)
         else:
             assert value == other
 
@@ -521,6 +534,7 @@ def test_a_map_without_positive_evidence_is_zero_and_finite():
         (-1, "class -1 was given; the network has classes 0 to 9"),
         ([0, 12], "class 12 was given"),
         (1.5, "class 1.5 was given"),
+        (True, "class True was given"),
         ([3], "targets of shape (1,) were given for 2 pictures"),
         ([[3], [4]], "targets of shape (2, 1) were given for 2 pictures"),
     ],
@@ -532,6 +546,17 @@ def test_targets_that_fit_no_class_or_picture(target, words):
 
 
 # -------------------------------------------------------------------------- nothing is left
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_nothing_of_a_call_outlives_it(guided):
+    """A hook that holds what holds the graph would keep every call's graph for good."""
+    net, seen = CourseCNN(), []
+    net.conv2.register_forward_hook(lambda module, args, out: seen.append(weakref.ref(out)))
+    found = explain(net, torch.rand(2, 1, 28, 28), layer="conv2", guided=guided)
+    gc.collect()
+    assert [reference() for reference in seen] == [None]
+    assert found.L_c.grad_fn is None
 
 
 def state_of(net):
@@ -548,16 +573,26 @@ def state_of(net):
     )  # fmt: skip
 
 
+class Breaks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("in the middle")
+
+
 class Fails(nn.Module):
-    armed = False
+    armed = ""
 
     def forward(self, x):
-        if self.armed:
+        if self.armed == "forward":
             raise RuntimeError("in the middle")
-        return x
+        return Breaks.apply(x) if self.armed == "backward" else x
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", ["", "forward", "backward"])
 def test_the_network_comes_back_exactly_as_it_was(fails):
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5),
@@ -572,8 +607,8 @@ def test_the_network_comes_back_exactly_as_it_was(fails):
     before = copy.deepcopy([p.grad for p in net.parameters()]), state_of(net)
     x = torch.rand(2, 1, 8, 8)
     if fails:
-        with pytest.raises(RuntimeError, match="in the middle"):
-            explain(net, x)
+        with pytest.raises((RuntimeError, Complaint), match="in the middle"):
+            explain(net, x, layer="0")
     else:
         same(explain(net, x), explain(net, x))  # dropout is asleep
     grads, state = [p.grad for p in net.parameters()], state_of(net)
@@ -584,3 +619,207 @@ def test_the_network_comes_back_exactly_as_it_was(fails):
     x = torch.rand(2, 1, 8, 8, requires_grad=True)
     if not fails:  # and its gradients are plain again
         assert torch.autograd.grad(net.eval()(x).sum(), x)[0].lt(0).any()
+
+
+# ----------------------------------------------------------------------------------- methods
+
+
+def weights_by_definition(method, A, g):
+    """alpha of every method, straight from the papers, for one picture (K, u, v)."""
+    alphas = []
+    for A_k, g_k in zip(A, g, strict=True):
+        if method == "gradcam":
+            alphas.append(g_k.mean())
+        elif method == "counterfactual":
+            alphas.append((-g_k).mean())
+        elif method == "xgradcam":
+            alphas.append((torch.nan_to_num(A_k / A_k.sum()) * g_k).sum())
+        else:
+            a = g_k**2 / (2 * g_k**2 + A_k.sum() * g_k**3)
+            alphas.append((torch.nan_to_num(a) * g_k.clamp(min=0)).sum())
+    return torch.stack(alphas)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam", "counterfactual"])
+def test_every_method_is_its_papers(method):
+    net, c = CourseCNN().double().eval(), [3, 1, 4]
+    x = torch.rand(3, 1, 28, 28, dtype=torch.float64)
+    A = F.relu(net.conv2(F.relu(F.max_pool2d(net.conv1(x), 2)))).detach().requires_grad_()
+
+    class Rest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.maps, self.fc1, self.fc2 = nn.Conv2d(10, 10, 1), net.fc1, net.fc2
+            nn.init.dirac_(self.maps.weight)
+            nn.init.zeros_(self.maps.bias)
+
+        def forward(self, A):
+            y = F.relu(F.max_pool2d(self.maps(A), 2)).flatten(1)
+            return self.fc2(F.relu(self.fc1(y)))
+
+    rest = Rest().double()
+    (g,) = torch.autograd.grad(rest(A)[range(3), c].sum(), A)
+    found = explain(rest, A, c, layer="maps", method=method)
+    assert found.method == method
+    for i in range(3):
+        alpha = weights_by_definition(method, A[i].detach(), g[i])
+        torch.testing.assert_close(found.alpha[i], alpha, rtol=1e-9, atol=1e-15)
+        L = sum(a * A_k for a, A_k in zip(alpha, A[i].detach(), strict=True)).clamp(min=0)
+        torch.testing.assert_close(found.cells[i], L, rtol=1e-9, atol=1e-15)
+    assert found.cells.any()
+
+
+def test_methods_stay_finite_where_maps_or_gradients_are_zero():
+    net = CourseCNN()
+    with torch.no_grad():
+        net.conv2.weight.zero_()
+        net.conv2.bias.zero_()
+    for method in ("gradcam++", "xgradcam"):
+        assert torch.equal(
+            explain(net, torch.rand(1, 1, 28, 28), method=method).L_c.sum(), torch.tensor(0.0)
+        )
+
+
+def test_ten_classes_and_four_methods_cost_one_forward_pass(network, digits):
+    x, calls = network.tensor([digit.image for digit in digits[:2]]), []
+    handle = network.net.fc2.register_forward_hook(lambda *arguments: calls.append(1))
+    methods = ["gradcam", "gradcam++", "xgradcam", "counterfactual"]
+    each = explain_each(network.net, x, [*range(10), [0, 1]], "conv2", methods)
+    handle.remove()
+    assert len(calls) == 1
+    assert [(int(e.target[0]), e.method) for e in each[:5]] == [
+        (0, "gradcam"), (0, "gradcam++"), (0, "xgradcam"), (0, "counterfactual"), (1, "gradcam")
+    ]  # fmt: skip
+    same(each[14], explain(network.net, x, 3, method="xgradcam"))
+    same(each[40], explain(network.net, x))
+
+
+# ---------------------------------------------------------------------- networks of others
+
+models = SID_a4.import_torchvision().models
+
+KNOWN = [
+    ("alexnet", 224, "features.10", 16, 0.5),
+    ("vgg16", 224, "features.28", 16, 0),
+    ("resnet18", 224, "layer4", 32, 0),
+    ("resnet50", 224, "layer4", 32, 0),
+    ("mobilenet_v2", 224, "features", 32, 0),
+    ("googlenet", 224, "inception5b", 32, 0),
+    ("densenet121", 224, "features", 32, 0),
+    ("squeezenet1_0", 224, "classifier.1", 16, 0.5),
+    ("inception_v3", 299, "Mixed_7c", 32, 0.671875),
+    ("convnext_tiny", 224, "features", None, None),
+]
+
+
+@pytest.mark.parametrize(("name", "S", "layer", "stride", "pad"), KNOWN)
+def test_layer_stride_and_pad_of_torchvisions_networks(name, S, layer, stride, pad):
+    inner = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    net = models.get_model(name, weights=None, **inner)
+    found = explain(net, torch.rand(1, 3, S, S), guided=False)
+    assert found.layer == layer
+    assert found.stride == (stride and (stride, stride))
+    assert found.pad == (None if pad is None else (pad, pad))
+
+
+def test_layer_stride_and_pad_of_timms_xception():
+    timm = pytest.importorskip("timm")
+    found = explain(timm.create_model("legacy_xception"), torch.rand(1, 3, 299, 299), guided=False)
+    assert (found.layer, found.stride, found.pad) == ("conv4", (32, 32), (-0.328125,) * 2)
+
+
+class EveryReLUIsGuided(torch.overrides.TorchFunctionMode):
+    """An oracle for whole networks: every ReLU is replaced by one that guides by itself."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.rstrip("_")
+        if name == "hardtanh":  # as nn.ReLU6 calls it
+            return Guided6.apply(args[0])
+        if name == "relu":
+            return GuidedReLU.apply(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class Guided6(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(0, 6)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (x > 0) * (x < 6) * (gradient > 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["inception_v3", "googlenet", "densenet121", "resnet18", "mobilenet_v2"]
+)
+def test_guided_backprop_through_functional_shared_and_in_place_relus(name):
+    inner = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    net = models.get_model(name, weights=None, **inner).double().eval()
+    S = 96 if name == "inception_v3" else 64
+    x = torch.rand(1, 3, S, S, dtype=torch.float64)
+    found = explain(net, x, 5)
+    leaf = x.clone().requires_grad_()
+    with EveryReLUIsGuided():
+        y = net(leaf)
+    (R,) = torch.autograd.grad(y[:, 5].sum(), leaf)
+    torch.testing.assert_close(found.R, R, rtol=1e-9, atol=1e-12 * float(R.abs().max()))
+    leaf = x.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(net(leaf)[:, 5].sum(), leaf)
+    assert (R - plain).abs().max() > 0.1 * plain.abs().max()
+    assert found.relus > 10
+    assert found.unguided == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "relus", "others"),
+    [("efficientnet_b0", 0, {"silu"}), ("convnext_tiny", 0, {"gelu"}),
+     ("mobilenet_v3_small", 1, {"hardswish"})],
+)  # fmt: skip
+def test_activations_that_guided_backprop_is_not_defined_for_are_named(name, relus, others):
+    found = explain(models.get_model(name, weights=None), torch.rand(1, 3, 64, 64))
+    assert (min(found.relus, 1), set(found.unguided)) == (relus, others)
+
+
+def test_a_skip_before_the_relu_of_xception_is_not_clamped():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("legacy_xception").double().eval()
+    x = torch.rand(1, 3, 96, 96, dtype=torch.float64)
+    found, leaf = explain(net, x, 5), x.clone().requires_grad_()
+    with EveryReLUIsGuided():
+        y = net(leaf)
+    (R,) = torch.autograd.grad(y[:, 5].sum(), leaf)
+    torch.testing.assert_close(found.R, R, rtol=1e-9, atol=1e-12 * float(R.abs().max()))
+    assert R.abs().max() > 0
+
+
+def test_a_wrong_layer_names_the_nearest():
+    with pytest.raises(Complaint, match="no layer conv9; the nearest names are conv2, conv1, fc2"):
+        explain(CourseCNN(), torch.rand(1, 1, 28, 28), layer="conv9")
+
+
+@pytest.mark.parametrize("pad", [-1, 1.5, "same"])
+def test_a_pad_that_is_no_number_of_cells_is_refused(pad):
+    with pytest.raises(Complaint, match=r"pad .* was given; give 'auto' or a number of cells"):
+        explain(CourseCNN(), torch.rand(1, 1, 28, 28), pad=pad)
+
+
+class Cut(nn.Module):
+    def forward(self, x):
+        return x.detach().flatten(1).requires_grad_()
+
+
+def test_a_layer_that_does_not_lead_to_the_logits_is_named():
+    with pytest.raises(Complaint, match="layer 0 does not lead to the logits"):
+        explain(nn.Sequential(nn.Conv2d(1, 1, 1), Cut()), torch.rand(1, 1, 4, 4))
+
+
+def test_what_is_no_logits_is_refused():
+    class Two(CourseCNN):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(Complaint, match="returns tuple; give one that returns logits"):
+        explain(Two(), torch.rand(1, 1, 28, 28))

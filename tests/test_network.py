@@ -19,7 +19,7 @@ def saved(tmp_path):
 
     def load(content, **how):
         torch.save(content, path := tmp_path / "weights.pth", **how)
-        return load_network(path)
+        return load_network(weights=str(path))
 
     return load
 
@@ -96,7 +96,7 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_never_run(tmp_path, monkeyp
     ):
         save(file := tmp_path / "hostile.pth")
         with pytest.raises(Complaint, match=rf"hostile.pth: the file would run code \({name}\)"):
-            load_network(file)
+            load_network(weights=str(file))
         assert not (tmp_path / "executed").exists()
 
 
@@ -149,4 +149,190 @@ def test_files_that_are_no_weights(tmp_path, content, words):
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(Complaint, match=words):
-        load_network(path)
+        load_network(weights=str(path))
+
+
+# --------------------------------------------------------------------------- other networks
+
+models = SID_a4.import_torchvision().models
+
+
+def test_torchvision_networks_are_fed_as_their_weights_say(tmp_path):
+    net = models.get_model("efficientnet_b0", weights=None)
+    torch.save(net.state_dict(), path := tmp_path / "mine.pth")
+    network = load_network("efficientnet_b0", str(path))
+    assert (network.size, network.cover) == ((224, 224), (256, 256))
+    assert network.resample == Image.Resampling.BICUBIC
+    assert network.classes[:2] == ("tench", "goldfish")
+    assert network.layer == "features"
+    assert "mine.pth" in network.title
+    for key, value in network.net.state_dict().items():
+        assert torch.equal(value, net.state_dict()[key])
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "inception_v3", "resnet18"])
+@pytest.mark.parametrize("shape", [(224, 224), (400, 300), (301, 500), (200, 100)])
+def test_pictures_are_prepared_exactly_as_torchvision_does_it(name, shape, tmp_path):
+    network = load_network(name, "none")
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path := tmp_path / "picture.png")
+    (picture,) = SID_a4.read_pictures([path], network)
+    transform = models.get_model_weights(name).DEFAULT.transforms()
+    expected = transform(Image.fromarray(pixels))[None]
+    torch.testing.assert_close(network.tensor([picture.image]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_with_other_classes_and_side_heads(tmp_path):
+    torch.save(models.resnet18(num_classes=6).state_dict(), path := tmp_path / "neu.pth")
+    assert load_network("resnet18", str(path)).classes == tuple("012345")
+    names = ("crazing", "inclusion", "patches", "pitted", "rolled", "scratches")
+    assert load_network("resnet18", str(path), classes=names).classes == names
+    with pytest.raises(Complaint, match="2 class names were given; the network has 6"):
+        load_network("resnet18", str(path), classes=["a", "b"])
+    net = models.googlenet(weights=None, init_weights=False)  # with its two side heads
+    torch.save(net.state_dict(), path := tmp_path / "googlenet.pth")
+    network = load_network("googlenet", str(path))
+    assert network.net.transform_input  # as the pretrained one was trained
+    assert torch.equal(network.net.fc.weight, net.fc.weight)
+    with pytest.raises(
+        Complaint, match=r"features.0.weight is missing in the file, \(64, 3, 11, 11\)"
+    ):
+        load_network("alexnet", str(path))
+
+
+def test_pretrained_weights_that_cannot_be_had_name_the_file_and_its_place(monkeypatch):
+    def offline(*arguments, **options):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/hub")
+    with pytest.raises(
+        Complaint,
+        match=r"not be had \(Name or service not known\); fetch "
+        r"https://\S+/alexnet-owt-7be5be79.pth to /hub/checkpoints/alexnet-owt-",
+    ):
+        load_network("alexnet")  # fmt: skip
+
+
+def test_pretrained_weights_are_read_from_where_they_lie(monkeypatch, tmp_path):
+    net = models.squeezenet1_1()
+    best = models.SqueezeNet1_1_Weights.DEFAULT
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(net.state_dict(), tmp_path / "checkpoints" / best.url.rpartition("/")[2])
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    network = load_network("squeezenet1_1")
+    assert torch.equal(network.net.features[0].weight, net.features[0].weight)
+    assert "pretrained" in network.title
+
+
+def test_timm_networks_are_fed_as_timm_says():
+    pytest.importorskip("timm")
+    network = load_network("timm:legacy_xception", "none")
+    assert (network.size, network.cover, network.layer) == ((299, 299), (333, 333), "conv4")
+    assert (network.mean, network.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert network.classes[340] == "zebra"
+    with pytest.raises(Complaint, match=r"timm has no model resnet81; give resnet"):
+        load_network("timm:resnet81")
+
+
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(Complaint, match=r"timm:resnet18 needs timm; .*pip install timm"):
+        load_network("timm:resnet18")
+
+
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from torch import nn
+from helper import BIAS
+
+@dataclass
+class Config:
+    width: int = 4
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, Config().width, 3)
+        self.fc = nn.Linear(Config().width, num_classes)
+        nn.init.constant_(self.fc.bias, BIAS)
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+def grey():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(4))
+
+def fixed():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 30 * 30, 4))
+
+def number():
+    return 7
+
+def fails():
+    raise RuntimeError("in your own code")
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "helper.py").write_text("BIAS = 0.25")
+    return f"{tmp_path / 'own.py'}:"
+
+
+def test_a_network_of_ones_own(own, tmp_path):
+    network = load_network(own + "Net", size=(32, 48))
+    assert (network.size, network.cover, network.classes) == ((32, 48), (32, 48), tuple("012"))
+    assert network.mean == (0.485, 0.456, 0.406)
+    assert network.net.fc.bias.tolist() == [0.25] * 3
+    state = {"fc.weight": torch.ones(5, 4), "fc.bias": torch.arange(5.0)}
+    state |= {"conv.weight": torch.ones(4, 3, 3, 3), "conv.bias": torch.zeros(4)}
+    torch.save({"state_dict": state, "best": 1}, path := tmp_path / "w.pth")
+    assert load_network(own + "Net", str(path)).net.fc.bias.tolist() == [0, 1, 2, 3, 4]
+    grey = load_network(own + "grey", size=(16, 16), mean=(0.5,), std=(0.25,))
+    assert (grey.mean, grey.net(torch.zeros(1, 1, 16, 16)).shape) == ((0.5,), (1, 4))
+    assert len(load_network(own + "grey", size=(16, 16)).mean) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Missing", r"own.py:Missing raised KeyError \('Missing'\); give a file and the class"),
+        ("number", "own.py:number made a int; it must return the network"),
+        ("fails", r"own.py:fails raised RuntimeError \(in your own code\)"),
+        (
+            "fixed",
+            r"fixed of own.py, as it comes can't take pictures of 3 x 224 x 224 \(.*give --s",
+        ),
+    ],
+)
+def test_a_network_of_ones_own_that_fails(own, name, words):
+    with pytest.raises(Complaint, match=words):
+        load_network(own + name)
+    with pytest.raises(Complaint, match=r"nowhere.py:Net raised FileNotFoundError"):
+        load_network("nowhere.py:Net")
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(Complaint, match="model resnet81 is not known; give course, resnet18"):
+        load_network("resnet81")
+
+
+def test_the_layer_table_has_the_labs_figures():
+    lines = SID_a4.layer_table(load_network("alexnet", "none")).splitlines()
+    assert lines[1].split() == ["features.0", "(Conv2d)", "(1,", "64,", "55,", "55)", "23,296",
+                                "23,296", "4", "0.5"]  # fmt: skip
+    assert lines[21].split()[-2:] == ["4,097,000", "61,100,840"]
+    assert lines[-2] == "parameters: 61,100,840 total, 61,100,840 trainable, 0 non-trainable"
+    assert lines[-1].startswith("MB: input 0.57, forward and backward 8.38, parameters 233.08, ")
+    vgg = SID_a4.layer_table(load_network("vgg16", "none"))
+    assert "parameters: 138,357,544 total" in vgg
+    assert "MB: input 0.57, forward and backward 218.78, parameters 527.79" in vgg
+    course = load_network()
+    course.net.conv1.weight.requires_grad_(False)
+    assert "250 non-trainable" in SID_a4.layer_table(course)
+    assert "conv2 (Conv2d)  (1, 10, 8, 8)         2,510       2,770       2    3" in (
+        SID_a4.layer_table(course)
+    )

@@ -1,12 +1,15 @@
 """What may come in, what it becomes, and what is said of the rest."""
 
 import json
+import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from SID_a4 import SUFFIXES, file_name, read_pictures
+import SID_a4
+from SID_a4 import SUFFIXES, class_number, file_name, read_pictures
 
 RAMP = np.arange(784).reshape(28, 28) % 256  # every grey there is
 
@@ -47,7 +50,9 @@ rows, flat = RAMP.tolist(), RAMP.flatten().tolist()
         ([{"image": rows, "label": 7}, {"image": flat}], ["image_0", "image_1"], ["7", ""]),
         ({"image": flat, "label": "3"}, ["image_0"], ["3"]),
         ({"x": {"image": rows, "label": 0}}, ["x"], ["0"]),
-        ([{"name": "mine", "image": rows}], ["mine"], [""]),
+        ([{"name": "mine", "image": rows, "label": None}], ["mine"], [""]),
+        ([{"image": rows, "label": 3.0}], ["image_0"], ["3"]),
+        ({"image": rows, "other": rows}, ["image", "other"], ["", ""]),
     ],
 )
 def test_every_form_of_json(read, content, names, labels):
@@ -58,15 +63,29 @@ def test_every_form_of_json(read, content, names, labels):
         np.testing.assert_array_equal(picture.image, RAMP)
 
 
-def test_numbers_from_0_to_1_and_fractions(read):
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (RAMP / 255, RAMP),
+        (RAMP / 255 * 1.0000001, RAMP),  # a float's rounding
+        ((RAMP > 99).astype(int), (RAMP > 99) * 255),
+        (RAMP * 0.999, np.round(RAMP * 0.999)),
+        (np.zeros((28, 28)), np.zeros((28, 28))),
+    ],
+)
+def test_numbers_from_0_to_1_and_fractions(read, pixels, expected):
+    (picture,) = read([pixels.tolist()])
+    np.testing.assert_array_equal(picture.image, expected)
+
+
+def test_the_range_is_the_files_and_not_each_pictures(read):
+    dark = (RAMP > 99).astype(int).tolist()  # 0 and 1 among pictures of 0 to 255
+    found = read([rows, dark, rows])
+    np.testing.assert_array_equal(found[1].image, RAMP > 99)
     unit = (RAMP / 255).tolist()
-    black_or_white = (RAMP > 99).astype(int).tolist()
-    fractions = (RAMP * 0.999).tolist()
-    first, second, third, black = read([unit, black_or_white, fractions, np.zeros(784).tolist()])
-    np.testing.assert_array_equal(first.image, RAMP)
-    np.testing.assert_array_equal(second.image, (RAMP > 99) * 255)
-    np.testing.assert_array_equal(third.image, np.round(RAMP * 0.999))
-    assert not np.asarray(black.image).any()
+    good, bad, also = read([unit, (RAMP / 100).tolist(), unit])
+    assert "holds numbers from 0 to 2.55" in bad.note
+    np.testing.assert_array_equal(good.image, also.image)
 
 
 def spoiled(value):
@@ -104,6 +123,8 @@ def spoiled(value):
         ([np.zeros((3, 28, 28)).tolist()], "has the size 3 x 28 x 28"),
         ([[0] * 783], "has the size 1 x 783"),
         ([{"pixels": rows}], "holds something that is not a number"),
+        (b'{"a": [0], "a": [1]}', "is broken or empty (a name stands in it twice)"),
+        ({"a\nb": 3}, "a b in {} has the size 1"),
         ({"x": "text"}, "x in {} holds something that is not a number"),
     ],
 )
@@ -161,6 +182,28 @@ def test_16_bit_grey_is_scaled_and_not_clipped(read):
     np.testing.assert_array_equal(read(deep, "deep.png")[0].image, RAMP)
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((RAMP / 255).astype(np.float32), RAMP),
+        (RAMP.astype(np.float32), RAMP),
+        (RAMP.astype(np.int32), RAMP),
+        ((RAMP * 257).astype(np.int32), RAMP),
+    ],
+)
+def test_float_and_32_bit_tiffs_are_read_in_their_range(read, values, expected):
+    np.testing.assert_array_equal(read(Image.fromarray(values), "deep.tiff")[0].image, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, 1e9])
+def test_float_tiffs_out_of_range_are_refused(read, value):
+    values = RAMP.astype(np.float32)
+    values[3, 3] = value
+    (picture,) = read(Image.fromarray(values), "deep.tiff")
+    assert picture.image is None
+    assert "deep.tiff holds numbers from " in picture.note
+
+
 def test_a_picture_taken_sideways_is_turned(read, tmp_path):
     picture, exif = grey(RAMP), Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
@@ -191,6 +234,8 @@ def test_a_bright_border_is_mentioned_and_invert_mends_it(read):
     np.testing.assert_array_equal(inverted.image, 255 - ink)
     (wide,) = read(grey(np.repeat(ink, 2, axis=0)), "high.png", invert=True)
     assert np.asarray(wide.image)[:, :6].max() == 0  # what fills the sides is inverted paper
+    (bright,) = read(grey(np.repeat(ink, 2, axis=0)), "high.png")
+    assert np.asarray(bright.image)[:, :6].min() == 255
 
 
 @pytest.mark.parametrize(
@@ -226,6 +271,13 @@ def test_a_folder_is_read_in_name_order_and_lazily(tmp_path, network):
     assert rest[-1].image is None
 
 
+def test_one_stray_entry_spoils_only_itself(read):
+    bad, good = read([3, rows])
+    assert "image_0 in " in bad.note
+    assert "has the size 1" in bad.note
+    np.testing.assert_array_equal(good.image, RAMP)
+
+
 def test_names_are_safe_and_never_meet():
     taken: dict[str, int] = {}
     names = [
@@ -245,3 +297,79 @@ def test_names_are_safe_and_never_meet():
     assert found[:8] == ["a", "A-2", "a-2-2", "a-3", "etc_passwd", "1_2", "über", "picture"]
     assert found[8:] == ["picture-2", "x" * 200, "a_b"]
     assert len({name.casefold() for name in found}) == len(found)
+
+
+# -------------------------------------------------------------------- other networks' pictures
+
+
+@pytest.fixture
+def wide(network):
+    """A colour network with an input that is not square, and named classes."""
+    classes = ("tabby cat", "polar_bear", "dog")
+    return replace(
+        network, size=(20, 30), cover=(20, 30), mean=(0.5,) * 3, std=(0.5,) * 3, classes=classes
+    )
+
+
+def test_what_is_cut_away_is_known(wide, tmp_path):
+    pixels = np.zeros((100, 120, 3), np.uint8)
+    pixels[10:90, 0:120] = (200, 100, 50)  # what is left: 120 x 80 of the middle
+    Image.fromarray(pixels).save(path := tmp_path / "p.png")
+    (picture,) = read_pictures([path], wide, keep=True)
+    assert (picture.image.mode, picture.image.size) == ("RGB", (30, 20))
+    assert picture.box == (0, 8, 120, 88)  # of rows: 25 are resized to 20, two and a half cut off
+    assert picture.whole.size == (120, 100)
+    assert np.asarray(picture.image)[5:15].min(axis=(0, 1)).tolist() == [200, 100, 50]
+    assert read_pictures([path], wide).__next__().whole is None
+
+
+def test_sub_folders_are_labels_however_they_are_spelt(wide, tmp_path):
+    for folder in ("Tabby_Cat", "n02134084_polar-bear", "2", "unknown", "."):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        grey(RAMP).save(tmp_path / folder / "a.png")
+    found = [(p.name, p.label, p.note) for p in read_pictures([tmp_path], wide)]
+    assert found == [
+        ("a", "", ""),
+        ("a-2", "dog", ""),
+        ("a-3", "tabby cat", ""),
+        ("a-4", "polar_bear", ""),
+        ("a-5", "", "label unknown is no class of the network"),
+    ]
+
+
+def test_classes_by_name_and_number():
+    classes = ("tabby cat", "polar_bear", "dog")
+    names = ["tabby cat", "TABBY-CAT", "1", "3", "-1", "1.0", "", "cat"]
+    expected = [0, 0, 1, None, None, None, None, None]
+    assert [class_number(name, classes) for name in names] == expected
+    assert class_number("7", tuple("0123456789")) == 7
+    assert class_number("1", ("1", "0")) == 0  # a name before a number
+
+
+def write_mnist(folder, pixels, labels):
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4i", 2051, len(pixels), 28, 28) + np.uint8(pixels).tobytes()
+        )
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 2049, len(labels)) + bytes(labels)
+        )
+
+
+def test_torchvisions_data_sets_are_read_where_they_lie(network, wide, tmp_path):
+    write_mnist(tmp_path, [RAMP, 255 - RAMP], [1, 2])
+    one, two = read_pictures([f"mnist:{tmp_path}"], network)
+    assert [(p.name, p.label) for p in (one, two)] == [("mnist_0", "1"), ("mnist_1", "2")]
+    np.testing.assert_array_equal(two.image, 255 - RAMP)
+    assert [p.label for p in read_pictures([f"mnist:{tmp_path}"], wide)] == ["polar_bear", "dog"]
+
+
+def test_a_data_set_that_cannot_be_had(network, tmp_path, monkeypatch):
+    datasets = SID_a4.import_torchvision().datasets
+    monkeypatch.setattr(
+        datasets.CIFAR10, "download", lambda self: (_ for _ in ()).throw(OSError("no net"))
+    )
+    with pytest.raises(SID_a4.Complaint, match=r"cifar10 is not in .* \(no net\); put torchvision"):
+        next(read_pictures([f"cifar10:{tmp_path}"], network))

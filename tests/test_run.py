@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 import SID_a4
-from SID_a4 import HERE, main, overlay, whole
+from SID_a4 import HERE, Style, enlarged, main, overlay, whole
 
 
 def table_in(folder, stem="SID_a4"):
@@ -64,7 +65,12 @@ def test_the_default_runs_pictures_are_right(default_run, network, digits):
         np.testing.assert_array_equal(raw, digit.image)
         explanation = SID_a4.explain(network.net, network.tensor([digit.image]))
         shown = np.asarray(Image.open(out / "gradcam" / f"{digit.name}.png"), int)
-        assert np.abs(shown - np.asarray(overlay(digit, explanation), int)).max() <= 6
+        assert (
+            np.abs(
+                shown - np.asarray(overlay(enlarged(digit.image), explanation, Style()), int)
+            ).max()
+            <= 6
+        )
     with Image.open(out / "D111111_a4.png") as grid:
         assert grid.width > 1.5 * grid.height
         assert round(grid.info["dpi"][0]) == 300
@@ -74,13 +80,15 @@ def test_the_default_runs_pictures_are_right(default_run, network, digits):
 
 def test_the_account_is_short_and_tells_the_pad_and_why(default_run):
     lines = default_run[1].stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["network", "layer", "pad", "pictures", "written"]
+    names = ["network", "layer", "pad", "pictures", "accuracy", "written"]
+    assert [line[:10].strip() for line in lines if line[0] != " "] == names
     assert lines[0] == "network   CourseCNN (10 and 10 maps), mnist_model.pth"
     assert lines[1] == "layer     conv2, 10 maps of 8 x 8"
     assert lines[2] == "pad       3: 28 pixels at stride 2 make 14 cells, the map has 8"
     assert lines[3].startswith("pictures  8 explained in ")
-    assert lines[3].endswith("s, 8 of the 8 with a label are right")
-    assert "D111111_a4.png" in lines[4]
+    assert lines[4] == "accuracy  8 of 8 with a label are right (100.0%)"
+    assert lines[5] == " " * 10 + ", ".join(f"{c} 1/1" for c in range(8))
+    assert "D111111_a4.png" in lines[6]
 
 
 def test_the_committed_results_are_the_default_runs(default_run):
@@ -148,7 +156,6 @@ def test_more_pictures_than_a_batch_or_the_figure_holds(go, tmp_path, monkeypatc
     for one, two in zip(rows[:8], rows[8:], strict=True):
         assert (one["predicted"], one["note"]) == (two["predicted"], two["note"])
     assert "16 explained" in out
-    assert "the first 8 are in the figure" in out
     assert len(files_in(tmp_path / "out" / "gradcam")) == 16
 
 
@@ -164,7 +171,7 @@ def test_target_pad_and_invert_are_obeyed(go, tmp_path, network, digits):
     assert (row["predicted"], row["target"]) == ("4", "7")
     explanation = SID_a4.explain(network.net, network.tensor([digits[4].image]), 7, pad=1)
     shown = Image.open(tmp_path / "out" / "gradcam" / "four.png")
-    np.testing.assert_array_equal(shown, overlay(digits[4], explanation))
+    np.testing.assert_array_equal(shown, overlay(enlarged(digits[4].image), explanation, Style()))
     _, out, _ = go(images / "four.png")
     assert "note      bright border: if this is dark ink on white paper, add --invert (1)" in out
 
@@ -228,3 +235,170 @@ def test_ctrl_c_leaves_no_half_file_and_no_traceback(tmp_path, moment):
     assert "SID_a4.csv" not in out
     for name in out:
         Image.open(tmp_path / "out" / name).load()
+
+
+# ------------------------------------------------------------------- choosing and presenting
+
+
+@pytest.fixture
+def labelled(tmp_path, digits):
+    """Sub-folders that name the digits; two of them are named wrongly."""
+    folder = tmp_path / "labelled"
+    for digit, label in zip(digits, "01234599", strict=True):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        digit.image.save(folder / label / f"{digit.name}.png")
+    return folder
+
+
+def test_right_and_wrong_pictures_can_be_picked_and_counted(go, tmp_path, labelled):
+    code, out, _ = go(labelled, "--pick", "wrong")
+    assert code == 0
+    rows = table_in(tmp_path / "out")
+    assert [(row["label"], row["predicted"]) for row in rows] == [("9", "6"), ("9", "7")]
+    assert "accuracy  6 of 8 with a label are right (75.0%)" in out
+    assert "0 1/1, 1 1/1, 2 1/1, 3 1/1, 4 1/1, 5 1/1, 9 0/2" in out
+    assert go(labelled, "--pick", "right", "--limit", 2)[0] == 0
+    assert [row["label"] for row in table_in(tmp_path / "out")] == ["0", "1"]
+    assert go(labelled, "--limit", 3)[0] == 0
+    assert [row["label"] for row in table_in(tmp_path / "out")] == ["0", "1", "2"]
+
+
+def test_picking_finds_what_lies_behind_a_batch(go, tmp_path, labelled, monkeypatch):
+    monkeypatch.setattr(SID_a4, "BATCH", 3)
+    assert go(labelled, "--pick", "wrong", "--limit", 1)[0] == 0
+    assert [row["predicted"] for row in table_in(tmp_path / "out")] == ["6"]
+
+
+def test_nothing_picked_is_said_and_nothing_is_written(go, tmp_path):
+    code, out, err = go("--pick", "wrong")
+    assert (code, out) == (2, "")
+    assert err == (
+        "SID_a4.py: error: no picture is wrong (of 8 with a label); give others, or another "
+        "--pick\n"
+    )
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_several_targets_and_methods_give_several_rows(go, tmp_path, network, digits):
+    digits[5].image.save(tmp_path / "five.png")
+    options = ["--target", "predicted,3", "8", "--method", "gradcam,xgradcam"]
+    assert go(tmp_path / "five.png", *options)[0] == 0
+    rows = [(row["target"], row["method"]) for row in table_in(tmp_path / "out")]
+    assert rows == [(c, method) for c in "538" for method in ("gradcam", "xgradcam")]
+    names = files_in(tmp_path / "out" / "gradcam")
+    assert names == [f"five-{c}-{m}.png" for c in "358" for m in ("gradcam", "xgradcam")]
+    x = network.tensor([digits[5].image])
+    explanation = SID_a4.explain(network.net, x, 8, method="xgradcam")
+    shown = Image.open(tmp_path / "out" / "gradcam" / "five-8-xgradcam.png")
+    expected = overlay(enlarged(digits[5].image), explanation, Style())
+    assert np.abs(np.asarray(shown, int) - np.asarray(expected, int)).max() <= 4
+
+
+def test_pictures_may_stand_behind_a_list(go, tmp_path, digits):
+    digits[5].image.save(tmp_path / "five.png")
+    assert go("--target", "3", tmp_path / "five.png", "--quiet") == (0, "", "")
+    (row,) = table_in(tmp_path / "out")
+    assert (row["image"], row["predicted"], row["target"]) == ("five", "5", "3")
+
+
+def test_the_label_can_be_explained(go, tmp_path, labelled):
+    assert go(labelled, "--target", "label")[0] == 0
+    assert [row["target"] for row in table_in(tmp_path / "out")] == list("01234599")
+    shutil.copy(labelled / "0" / "image_0.png", labelled / "no_label.png")
+    code, _, err = go(labelled, "--target", "label", "--quiet")
+    assert code == 1
+    assert err.startswith("SID_a4.py: skipped: no_label has no label for --target label; put it")
+
+
+def test_blur_is_a_gaussian_of_that_many_pixels():
+    point = torch.zeros(1, 41, 61)
+    point[0, 20, 30] = 1
+    blurred = SID_a4.blurred(point, 2.5)[0]
+    p = torch.arange(61.0) - 30
+    assert blurred.sum() == pytest.approx(1, abs=1e-5)
+    assert (blurred.sum(0) * p**2).sum().sqrt() == pytest.approx(2.5, rel=1e-3)
+    ones = torch.ones(1, 9, 9)
+    torch.testing.assert_close(SID_a4.blurred(ones, 3.0), ones)  # the border does not darken
+    assert SID_a4.blurred(point, 0) is point
+
+
+def test_blur_is_for_the_heat_map_alone(go, tmp_path, network, digits):
+    digits[5].image.save(tmp_path / "five.png")
+    go(tmp_path / "five.png", "--blur", 2)
+    explanation = SID_a4.explain(network.net, network.tensor([digits[5].image]))
+    soft = replace(explanation, L_c=SID_a4.blurred(explanation.L_c, 2))
+    shown = Image.open(tmp_path / "out" / "gradcam" / "five.png")
+    np.testing.assert_array_equal(shown, overlay(enlarged(digits[5].image), soft, Style()))
+
+
+def test_full_size_overlays_undo_resize_and_padding(go, tmp_path, digits):
+    large = digits[5].image.resize((140, 140), Image.Resampling.NEAREST)
+    sheet = Image.new("L", (300, 140))
+    sheet.paste(large, (80, 0))
+    sheet.save(tmp_path / "sheet.png")
+    go(tmp_path / "sheet.png", "--full-size", "--opacity", 1, "--colormap", "gray")
+    full = Image.open(tmp_path / "out" / "gradcam" / "sheet.png")
+    assert full.size == (300, 140)
+    go(tmp_path / "sheet.png", "--opacity", 1, "--colormap", "gray")
+    square = np.asarray(Image.open(tmp_path / "out" / "gradcam" / "sheet.png").convert("L"), float)
+    # In the network's 28 x 28 the sheet is 28 wide and 13 high; there each map has its peak.
+    y, x = np.unravel_index(np.asarray(full.convert("L")).argmax(), (140, 300))
+    y28, x28 = (n / 8 for n in np.unravel_index(square.argmax(), square.shape))
+    assert abs(x / 300 * 28 - x28) < 1
+    assert abs((y / 140 - 0.5) * 13 - (y28 - 14)) < 1
+
+
+def test_random_weights_are_said_loudly(go):
+    code, out, err = go(
+        "--model", "squeezenet1_1", "--weights", "none", "--size", "64", "--panels", "raw"
+    )
+    assert code == 0
+    assert "squeezenet1_1 of torchvision, RANDOM weights" in out
+    assert err == "SID_a4.py: the weights are RANDOM: these maps mean nothing\n"
+
+
+def test_only_the_panels_asked_for_are_computed(go, monkeypatch):
+    monkeypatch.setattr(SID_a4.Watch, "guided_backprop", lambda *a: pytest.fail("not asked for"))
+    assert go("--panels", "raw", "gradcam", "overlay")[0] == 0
+
+
+def test_the_device_is_used(go, monkeypatch):
+    seen = []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *a, **k: seen.append(a[:1]) or to(x, *a, **k))
+    assert go("--device", "cpu")[0] == 0
+    assert (torch.device("cpu"),) in seen
+
+
+def test_class_names_from_a_file(go, tmp_path):
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    assert go("--classes", tmp_path / "names.txt", "--target", "Nine")[0] == 0
+    rows = table_in(tmp_path / "out")
+    assert [row["predicted"] for row in rows] == names[:8]
+    assert [row["label"] for row in rows] == names[:8]
+    assert {row["target"] for row in rows} == {"nine"}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    assert go("--classes", tmp_path / "names.json")[0] == 0
+    assert [row["predicted"] for row in table_in(tmp_path / "out")] == names[:8]
+
+
+def test_hostile_names_stay_inside_the_output_folder(go, tmp_path):
+    content = {"../../escape": [0] * 784, "=1+1": [0] * 784, "\ud800": 3, "a\nb": 3}
+    (tmp_path / "hostile.json").write_text(json.dumps(content))
+    code, _, err = go(tmp_path / "hostile.json")
+    assert (code, err.count("\n")) == (1, 2)
+    names = [row["image"] for row in table_in(tmp_path / "out")]
+    assert names == ["escape", "1_1", "picture", "a_b"]
+    assert {path.parts[len(tmp_path.parts)] for path in tmp_path.rglob("*")} == {
+        "hostile.json",
+        "out",
+    }
+
+
+def test_a_reader_who_goes_away_is_no_error(tmp_path):
+    command = (
+        f"{sys.executable} {HERE / 'SID_a4.py'} --out {tmp_path} | true; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -216,7 +216,9 @@ def timm_network(name: str, weights: str) -> tuple[nn.Module, dict[str, Any]]:
         raise Complaint(f"timm has no model {name}; give {nearest(name, timm.list_models())}")
     build = partial(timm.create_model, name)
     if weights == "pretrained":
-        net = downloaded(partial(build, pretrained=True), f"the weights of timm's {name}")
+        source = timm.get_pretrained_cfg(name)
+        hub = f"https://huggingface.co/{source.hf_hub_id}/resolve/main/pytorch_model.bin"
+        net = downloaded(partial(build, pretrained=True), source.url or hub)
     else:
         net = with_weights(build, weights)
     eye = timm.data.resolve_model_data_config(net)
@@ -279,7 +281,7 @@ def downloaded(load: Callable[[], nn.Module], missing: str) -> nn.Module:
         return load()
     except Exception as error:  # whatever the downloader of the day raises
         raise Complaint(f"the pretrained weights could not be had ({reason(error)}); fetch "
-                        f"{missing}, or give a file with --weights") from error
+                        f"{missing}, or name a file with --weights") from error
 
 
 def weights_title(weights: str | None) -> str:
@@ -923,10 +925,10 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 NO_EVIDENCE = "no positive evidence"
 COLUMNS = ("image", "label", "predicted", "probability", "target", "layer", "method", "note")
 CAMS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "xgradcam": "XGrad-CAM",
-        "counterfactual": "Counter-\nfactual"}  # fmt: skip
+        "counterfactual": "Counter-\nfactual"}
 PANELS = {  # title and meaning; {} is the method's or the gradient's own name
     "raw": ("Raw", "what the\nnetwork sees"),
-    "gradcam": ("{cam}", "where evidence\nfor it lies"),
+    "gradcam": ("{cam}", "where the\nevidence {lies}"),
     "guided": ("{guided}", "pixels for it\nand against"),
     "guided-gradcam": ("{guided_cam}", "those within\nthe evidence"),
     "overlay": ("Overlay", "the evidence on\nthe picture"),
@@ -1026,6 +1028,7 @@ def titles(explanations: Sequence[Explanation]) -> dict[str, str]:
     guided = guided if explanations[0].relus else "Plain"
     return {
         "cam": CAMS[next(iter(methods))] if len(methods) == 1 else "CAM",
+        "lies": "against it lies" if [*methods] == ["counterfactual"] else "lies",
         "guided": f"{guided}\n{'Backprop' if guided != 'Plain' else 'gradient'}",
         "guided_cam": f"{guided}\n{'Grad-CAM' if guided != 'Plain' else 'grad. x CAM'}",
     }
@@ -1063,9 +1066,9 @@ def draw_grid(
         name = {"image": "picture", "target": "maps for"}.get(head, head)
         axes.text(left - 0.1, 0.12 + 0.19 * k, name, size=9, color="0.25", ha="right", va="center")
     for k, name in enumerate(style.panels):
-        title = PANELS[name][0].format(**titles(explanations))
+        names = [words.format(**titles(explanations)) for words in PANELS[name]]
         behind = left + cell * len(rows) + 0.02
-        draw_margins(axes, name, title, style, (left - 0.1, behind, top + cell * k))
+        draw_margins(axes, name, names, style, (left - 0.1, behind, top + cell * k))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     axes.set_axis_off()
     return figure
@@ -1074,8 +1077,12 @@ def draw_grid(
 def draw_head(axes: Axes, x: float, y: float, head: str, row: dict[str, str]) -> None:
     """One line of what stands over a column; a wrong prediction stands out."""
     style: dict[str, Any] = {"size": 9, "color": "0.25"}
-    words = row[head] if len(row[head]) < 13 else f"{row[head][:4]}...{row[head][-5:]}"
-    if head == "probability":
+    words = row[head]
+    if len(words) > 12 and head != "method":
+        words = f"{words[:4]}...{words[-5:]}"
+    if head == "method":
+        words, style["size"] = CAMS[words].replace("-\n", ""), 8
+    elif head == "probability":
         words = f"{float(words):.1%}" if float(words) < 0.9995 else ">99.9%"
     elif head == "predicted":
         style = {"size": 13 if len(words) < 4 else 9, "weight": "bold"}
@@ -1098,12 +1105,12 @@ def draw_panel(
 
 
 def draw_margins(
-    axes: Axes, name: str, title: str, style: Style, where: tuple[float, float, float]
+    axes: Axes, name: str, names: list[str], style: Style, where: tuple[float, float, float]
 ) -> None:
-    """A row's name and meaning before it, the scale of its colours behind it."""
+    """A row's title and meaning before it, the scale of its colours behind it."""
     left, right, y = where
-    axes.text(left, y + 0.41, title, size=11, weight="bold", ha="right", va="bottom")
-    axes.text(left, y + 0.45, PANELS[name][1], size=9, color="0.25", ha="right", va="top")
+    axes.text(left, y + 0.41, names[0], size=11, weight="bold", ha="right", va="bottom")
+    axes.text(left, y + 0.45, names[1], size=9, color="0.25", ha="right", va="top")
     if name == "raw":
         return
     signed = name.startswith("guided")

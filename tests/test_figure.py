@@ -176,8 +176,11 @@ def test_panels_come_in_the_order_given_and_in_the_colours_asked_for(column):
 def test_several_methods_are_told_apart(column):
     one, two = column(), column(method="xgradcam")
     words = texts(draw_grid([one[0], two[0]], [one[1], two[1]], DIGITS))
-    assert {"method", "gradcam", "xgradcam", "CAM"} <= set(words)
+    assert {"method", "Grad-CAM", "XGrad-CAM", "CAM", "where the\nevidence lies"} <= set(words)
     assert "XGrad-CAM" in texts(draw_grid([two[0]], [two[1]], DIGITS))
+    against = column(method="counterfactual")
+    words = texts(draw_grid([against[0]], [against[1]], DIGITS))
+    assert {"Counter-\nfactual", "where the\nevidence against it lies"} <= set(words)
 
 
 def test_an_overlay_in_a_part_of_a_picture_leaves_the_rest_alone(column):

@@ -235,6 +235,18 @@ def test_timm_networks_are_fed_as_timm_says():
         load_network("timm:resnet81")
 
 
+def test_timms_weights_that_cannot_be_had_name_the_file(monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def offline(name, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    words = r"\(no network\); fetch https://\S+/xception-43020ad28.pth, or name a file with --weights"
+    with pytest.raises(Complaint, match=words):
+        load_network("timm:legacy_xception")
+
+
 def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(Complaint, match=r"timm:resnet18 needs timm; .*pip install timm"):

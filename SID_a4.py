@@ -922,6 +922,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 # -------------------------------------------------------------------------------------- Figure
 
+Row = dict[str, str]  # of the table
 NO_EVIDENCE = "no positive evidence"
 COLUMNS = ("image", "label", "predicted", "probability", "target", "layer", "method", "note")
 CAMS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "xgradcam": "XGrad-CAM",
@@ -994,7 +995,7 @@ def overlay(
 
 def table_row(
     picture: Picture, explanation: Explanation | None, classes: Sequence[str]
-) -> dict[str, str]:
+) -> Row:
     """What the table and the figure say of a picture."""
     row = dict.fromkeys(COLUMNS, "") | {"image": picture.name, "label": picture.label}
     if explanation is None:
@@ -1074,7 +1075,7 @@ def draw_grid(
     return figure
 
 
-def draw_head(axes: Axes, x: float, y: float, head: str, row: dict[str, str]) -> None:
+def draw_head(axes: Axes, x: float, y: float, head: str, row: Row) -> None:
     """One line of what stands over a column; a wrong prediction stands out."""
     style: dict[str, Any] = {"size": 9, "color": "0.25"}
     words = row[head]
@@ -1123,6 +1124,7 @@ def draw_margins(
 
 # ----------------------------------------------------------------------------------------- Run
 
+Result = tuple[Picture, list[Explanation]]  # a list without any: it could not be read
 BATCH = 16  # pictures explained at once
 GRID = 8  # columns of the figure
 
@@ -1133,6 +1135,7 @@ class Tally:
 
     explained: int = 0
     skipped: int = 0
+    shown: list[tuple[Picture, Explanation]] = field(default_factory=list)  # in the figure
     notes: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)  # by label
     right: Counter[str] = field(default_factory=Counter)
@@ -1141,10 +1144,21 @@ class Tally:
         self.seen.update([label] if label else [])
         self.right.update([label] if label == predicted else [])
 
+    def add(self, picture: Picture, explanations: list[Explanation], rows: list[Row]) -> None:
+        if not explanations:
+            self.skipped += 1
+            print(f"{SCRIPT}: {rows[0]['note']}", file=sys.stderr)
+            return
+        self.explained += 1
+        self.judge(rows[0]["label"], rows[0]["predicted"])
+        self.shown += [(picture, one) for one in explanations][: GRID - len(self.shown)]
+        for row in rows:
+            self.notes.update(filter(None, row["note"].split("; ")))
+
 
 def run(options: argparse.Namespace) -> int:
     """Reads, explains and writes, a batch at a time; 1 if a picture had to be left out."""
-    started, out = time.perf_counter(), options.out
+    started = time.perf_counter()
     feed = {name: getattr(options, name) for name in ("size", "mean", "std")}
     feed = {name: value for name, value in feed.items() if value is not None}
     network = load_network(options.model, options.weights, options.layer, options.classes, **feed)
@@ -1154,33 +1168,38 @@ def run(options: argparse.Namespace) -> int:
     if options.weights == "none" and not options.quiet:
         print(f"{SCRIPT}: the weights are RANDOM: these maps mean nothing", file=sys.stderr)
     check_targets(options.target, network.classes)
-    style = Style(options.panels, options.colormap, options.opacity)
     pictures = read_pictures(options.images, network, options.invert, options.full_size)
     if "label" in options.target:
         pictures = map(needs_label, pictures)
-    pictures = once_readable(pictures)
-    shown: list[tuple[Picture, Explanation]] = []
     tally = Tally()
+    results = explained(network, once_readable(pictures), tally, options)
+    write_results(network, results, tally, options)
+    if not options.quiet:
+        print(account(network, options, tally, time.perf_counter() - started))
+    return 1 if tally.skipped else 0
+
+
+def write_results(
+    network: Network, results: Iterator[Result], tally: Tally, options: argparse.Namespace
+) -> None:
+    """The table, the figure and each picture, while the results come in."""
+    out, style = options.out, Style(options.panels, options.colormap, options.opacity)
     with whole(out / f"{STEM}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
-        for picture, explanations in explained(network, pictures, tally, options):
+        for picture, explanations in results:
             each: Sequence[Explanation | None] = explanations or [None]
             rows = [table_row(picture, one, network.classes) for one in each]
             table.writerows(rows)
-            note(tally, rows)
+            tally.add(picture, explanations, rows)
             save_pictures(out, picture, explanations, style)
-            shown += [(picture, e) for e in explanations][: GRID - len(shown)]
-        if not shown:
+        if not tally.shown:
             raise Complaint(f"no picture is {options.pick} (of {tally.seen.total()} with a label); "
                             "give others, or another --pick")
-        figure = draw_grid([p for p, _ in shown], [e for _, e in shown], network.classes, style)
-        with whole(out / f"{STEM}.png") as picture_part:
-            figure.savefig(picture_part, format="png", metadata={"Software": None})
-    if not options.quiet:
-        print(account(network, shown[0][1], options, tally, time.perf_counter() - started))
-    return 1 if tally.skipped else 0
-
+        pictures, shown = [p for p, _ in tally.shown], [e for _, e in tally.shown]
+        figure = draw_grid(pictures, shown, network.classes, style)
+        with whole(out / f"{STEM}.png") as part_of_figure:
+            figure.savefig(part_of_figure, format="png", metadata={"Software": None})
 
 
 def once_readable(pictures: Iterator[Picture]) -> Iterator[Picture]:
@@ -1205,14 +1224,15 @@ def needs_label(picture: Picture) -> Picture:
 
 def explained(
     network: Network, pictures: Iterator[Picture], tally: Tally, options: argparse.Namespace
-) -> Iterator[tuple[Picture, list[Explanation]]]:
-    """Each picture with its explanations, target by target; none if it could not be read."""
+) -> Iterator[Result]:
+    """Each picture with its explanations, target by target."""
     net, left = network.net.to(options.device), options.limit or sys.maxsize
     guided = any(name.startswith("guided") for name in options.panels)
-    while left and (batch := list(itertools.islice(pictures, min(BATCH, left)))):
+    while left and (batch := list(itertools.islice(pictures, BATCH))):
         chosen = [picture for picture in batch if picture.image is not None]
         if options.pick != "all":
-            chosen = picked(network, chosen, tally, options)[:left]
+            chosen = picked(network, chosen, tally, options)
+        chosen = chosen[:left]
         left -= len(chosen)
         found: dict[str, list[Explanation]] = {picture.name: [] for picture in chosen}
         if chosen:
@@ -1265,17 +1285,6 @@ def blurred(L_c: Tensor, sigma: float) -> Tensor:
     return gaussian(L_c.shape[1]) @ L_c @ gaussian(L_c.shape[2]).T
 
 
-def note(tally: Tally, rows: Sequence[dict[str, str]]) -> None:
-    if not rows[0]["predicted"]:
-        tally.skipped += 1
-        print(f"{SCRIPT}: {rows[0]['note']}", file=sys.stderr)
-        return
-    tally.explained += 1
-    tally.judge(rows[0]["label"], rows[0]["predicted"])
-    for row in rows:
-        tally.notes.update(filter(None, row["note"].split("; ")))
-
-
 def save_pictures(
     out: Path, picture: Picture, explanations: Sequence[Explanation], style: Style
 ) -> None:
@@ -1304,9 +1313,10 @@ def save(path: Path, image: Image.Image) -> None:
 
 
 def account(
-    network: Network, first: Explanation, options: argparse.Namespace, tally: Tally, s: float
+    network: Network, options: argparse.Namespace, tally: Tally, seconds: float
 ) -> str:
     """What was done, in a few lines for a person."""
+    first = tally.shown[0][1]
     size = " x ".join(str(n) for n in first.cells.shape[1:])
     skipped = f", {tally.skipped} skipped" if tally.skipped else ""
     seen, right = tally.seen.total(), tally.right.total()
@@ -1316,7 +1326,7 @@ def account(
         f"network   {network.title}",
         f"layer     {first.layer}, {first.alpha.shape[1]} maps of {size}",
         f"pad       {pad_words(first, options.pad)}",
-        f"pictures  {tally.explained} explained in {s:.1f} s{skipped}",
+        f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}",
         *([accuracy] if seen else []),
         *textwrap.wrap(each, 90, initial_indent=" " * 10, subsequent_indent=" " * 10),
         *(f"note      {words} ({n})" for words, n in tally.notes.items()),
@@ -1326,10 +1336,10 @@ def account(
 
 def pad_words(explanation: Explanation, asked: int | Literal["auto"]) -> str:
     """The pad and why it is so."""
-    if explanation.stride is None or explanation.pad is None:
+    if explanation.pad is None:
         return f"none: the stride up to {explanation.layer} is lost, the map is stretched"
     number = each_axis(explanation.pad)
-    if asked != "auto":
+    if asked != "auto" or explanation.stride is None:
         return f"{number}, as asked: cells of zeros around the map, then stretched"
     size, cells = explanation.L_c.shape[1:], explanation.cells.shape[1:]
     axes = zip(size, explanation.stride, cells, strict=True)
@@ -1527,6 +1537,8 @@ class Parser(argparse.ArgumentParser):
                     self.error(f"argument --{name}: {word!r} was given; give {' '.join(allowed)}")
             setattr(options, name, words)
             options.images += map(existing, files)
+        if options.layers and options.weights is None and options.model != "course":
+            options.weights = None if ".py:" in options.model else "none"  # no download for a table
         options.images = options.images or [existing(str(HERE / "data"))]
         for folder in filter(os.path.isdir, options.images):
             if options.out.resolve().is_relative_to(Path(folder).resolve()):

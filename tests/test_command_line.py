@@ -157,3 +157,24 @@ def test_the_scripts_own_pins_are_those_of_requirements_txt():
     assert [pin.split("==")[0] for pin in pins] == [
         "torch", "torchvision", "numpy", "pillow", "matplotlib", "tqdm"
     ]  # fmt: skip
+
+
+def test_the_layer_table_is_printed_without_a_download(capsys):
+    assert main(["--model", "squeezenet1_1", "--layers"]) == 0
+    out, err = capsys.readouterr()
+    assert "parameters: 1,235,496 total" in out
+    assert err == ""
+
+
+def test_a_pad_that_was_asked_for_is_told_where_the_stride_is_lost(tmp_path, capsys):
+    common = ["--model", "convnext_tiny", "--weights", "none", "--size", "64", "--panels", "raw"]
+    common += ["--limit", "1", "--out", str(tmp_path)]
+    assert main([*common, "--pad", "1"]) == 0
+    assert "pad       1, as asked" in capsys.readouterr().out
+    assert main(common) == 0
+    assert "pad       none: the stride up to features is lost" in capsys.readouterr().out
+
+
+def test_reading_from_where_it_writes_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "which is read; give another" in capsys.readouterr().err

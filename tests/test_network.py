@@ -242,7 +242,9 @@ def test_timms_weights_that_cannot_be_had_name_the_file(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    words = r"\(no network\); fetch https://\S+/xception-43020ad28.pth, or name a file with --weights"
+    words = (
+        r"\(no network\); fetch https://\S+/xception-43020ad28.pth, or name a file with --weights"
+    )
     with pytest.raises(Complaint, match=words):
         load_network("timm:legacy_xception")
 

@@ -7,8 +7,8 @@ Localization", arXiv 1610.02391. Names in this file (A, alpha, y_c, L_c) are the
     python SID_a4.py                             the digits in data/  ->  outputs/SID_a4.png
     python SID_a4.py my_digits.json photo.png    your own pictures
     python SID_a4.py scans/ --invert             dark ink on white paper
-    python SID_a4.py --target 3                  the evidence for a 3, whatever was predicted
-    python SID_a4.py --help                      everything else
+    python SID_a4.py dog_cat.png --model vgg16 --target "bull mastiff" "tiger cat"
+    python SID_a4.py --model resnet50 --layers   the table of its layers
 
 Copied to D111111_a4.py it writes D111111_a4.png: the student id is the script's own name.
 """
@@ -644,8 +644,10 @@ def explain_each(
         setattr(x, STRIDE, (1, 1))
         with forward_hook(submodule(net, layer), (watch := Watch()).keep_maps), watch:
             output = net(x.clone())  # the clone, because a network may overwrite its input
-        logits = checked_logits(getattr(output, LOGITS, output))  # (B, C), before a last softmax
-        A = checked_maps(watch.A, layer)  # (B, K, u, v)
+        logits = getattr(output, LOGITS, output)  # (B, C), before a last softmax
+        logits = checked(logits, 2, "the network", "give one that returns logits (B, classes)")
+        how = "name a convolution or a block of them, which gives maps (B, K, u, v)"
+        A = checked(watch.A, 4, f"layer {layer}", how)
         stride = getattr(A, STRIDE, None)
         for c in [as_target(target, logits) for target in targets]:  # (B,)
             # The sum over the batch mixes nothing: no picture's logit depends on another picture.
@@ -831,12 +833,11 @@ def is_zero(value: Any) -> bool:
     return value is not None and bool((torch.as_tensor(value) == 0).all())
 
 
-def checked_maps(A: Any, layer: str) -> Tensor:
-    if isinstance(A, Tensor) and A.ndim == 4:
-        return A
-    shape = tuple(A.shape) if isinstance(A, Tensor) else type(A).__name__
-    raise Complaint(f"layer {layer} gives {shape}; Grad-CAM needs maps (B, K, u, v): name a "
-                    "convolution, or a block of them, that the network runs")
+def checked(value: Any, ndim: int, who: str, how: str) -> Tensor:
+    if isinstance(value, Tensor) and value.ndim == ndim:
+        return value
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise Complaint(f"{who} gives {shape}; {how}")
 
 
 def submodule(net: nn.Module, layer: str) -> nn.Module:
@@ -845,13 +846,6 @@ def submodule(net: nn.Module, layer: str) -> nn.Module:
         raise Complaint(f"the network has no layer {layer}; the nearest names are "
                         f"{nearest(layer, names)}: --layers lists all")
     return names[layer]
-
-
-def checked_logits(output: Any) -> Tensor:
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return output
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise Complaint(f"the network returns {shape}; give one that returns logits (B, classes)")
 
 
 def as_target(target: Target, logits: Tensor) -> Tensor:
@@ -1521,6 +1515,9 @@ def check_targets(targets: Sequence[str], classes: tuple[str, ...]) -> None:
                             f"{len(classes) - 1}: name one of these{named}")
 
 
+DEFAULT = "(default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Complaint(message if ";" in message else f"{message}; see --help")
@@ -1550,53 +1547,62 @@ def build_parser() -> Parser:
     title, _, text = (__doc__ or "").partition("\n\n")
     parser = Parser(prog=SCRIPT, description=title, epilog=text, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    default = "(default: %(default)s)"
+    for name, options in {
+        "what is looked at": picture_options,
+        "the network": network_options,
+        "the explanation": explanation_options,
+        "the figure": figure_options,
+    }.items():
+        options(parser.add_argument_group(name).add_argument)
+    return parser
 
-    what = parser.add_argument_group("what is looked at")
-    add = what.add_argument
+
+def picture_options(add: Callable[..., Any]) -> None:
     add("images", nargs="*", type=existing, default=[], metavar="IMAGES",
-        help="pictures, .json files of pixels, folders (a sub-folder's name is its pictures' "
-        "label), cifar10:FOLDER or mnist:FOLDER (default: the folder data)")
+        help="pictures, .json files of pixels, folders (a sub-folder's name is the label of what "
+        "is in it), cifar10:FOLDER or mnist:FOLDER (default: data, beside the script)")
     add("--pick", choices=("all", "right", "wrong"), default="all",
-        help=f"only pictures that the network gets right, or wrong {default}")
+        help=f"only pictures that the network gets right, or wrong {DEFAULT}")
     add("--limit", type=number(int, 1, 10**9), metavar="N", help="no more than N pictures")
     add("--invert", action="store_true", help="negate the pictures: dark ink on white paper")
 
-    add = parser.add_argument_group("the network").add_argument
+
+def network_options(add: Callable[..., Any]) -> None:
     add("--model", default="course", help="course, a torchvision classifier (resnet50), timm:NAME, "
-        f"or FILE.py:NAME, a class or function of your own {default}")
+        f"or FILE.py:NAME, a class or function of your own {DEFAULT}")
     add("--weights", metavar="FILE", help="a state dict, 'pretrained' or 'none' (random) (default: "
-        "mnist_model.pth for the course network, pretrained, or as FILE.py makes it)")
+        "mnist_model.pth for the course network, else pretrained, or as FILE.py makes it)")
     add("--classes", type=class_names, metavar="FILE", help="names, one a line or a JSON list")
     add("--size", type=size, help="pixels of the input, 224 or 160x224 (default: the network's)")
     add("--mean", type=numbers, help="of its training pixels, a number a channel (the network's)")
     add("--std", type=numbers, help="likewise (the network's)")
-    add("--device", type=device, default="cpu", help=f"cpu, cuda or mps {default}")
+    add("--device", type=device, default="cpu", help=f"cpu, cuda or mps {DEFAULT}")
     add("--layers", action="store_true", help="print the table of its layers, and stop")
 
-    add = parser.add_argument_group("the explanation").add_argument
+
+def explanation_options(add: Callable[..., Any]) -> None:
     add("--target", nargs="+", default=["predicted"], metavar="CLASS",
         help="the classes to explain: 'predicted', 'label', numbers or names (default: predicted)")
-    add("--method", nargs="+", default=["gradcam"],
+    add("--method", nargs="+", default=["gradcam"], metavar="METHOD",
         help=f"{', '.join(METHODS)} (default: gradcam)")
     add("--layer", metavar="NAME", help="whose maps are explained (default: the last convolution, "
         "or the largest block around it that ends at its resolution)")
     add("--pad", type=number(int, 0, 999, "auto"), default="auto", metavar="N",
         help="cells of zeros around the map before it is stretched over the picture; 'auto': as "
-        f"many as the network's borders cost, each cell in its place {default}")
+        f"many as the network's borders cost, each cell in its place {DEFAULT}")
 
-    add = parser.add_argument_group("the figure").add_argument
+
+def figure_options(add: Callable[..., Any]) -> None:
     add("--panels", nargs="+", default=Style.panels, metavar="PANEL",
         help=f"rows, in this order: {', '.join(PANELS)} (default: {', '.join(Style.panels)})")
-    add("--colormap", type=colormap, default=Style.colormap, help=f"of the maps {default}")
-    add("--opacity", type=number(float, 0, 1), default=Style.opacity, help=f"of overlays {default}")
+    add("--colormap", type=colormap, default=Style.colormap, help=f"of the maps {DEFAULT}")
+    add("--opacity", type=number(float, 0, 1), default=Style.opacity, help=f"of overlays {DEFAULT}")
     add("--blur", type=number(float, 0, 1000), default=0, metavar="SIGMA",
         help="Gaussian blur of the maps, in pixels (default: none)")
     add("--full-size", action="store_true", help="overlays on the whole pictures, uncut")
     add("--out", type=writable, default=str(HERE / "outputs"), metavar="FOLDER",
-        help="where to write (default: the folder outputs)")
+        help="where to write (default: outputs, beside the script)")
     add("--quiet", action="store_true", help="print nothing but errors")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

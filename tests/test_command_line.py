@@ -133,7 +133,7 @@ def test_help_tells_every_option_and_default(capsys):
         "outputs",
         "cpu",
     ):
-        assert re.search(rf"\(default: [^)]*{default}\)", words)
+        assert re.search(rf"\(default: [^)]*{default}[^)]*\)", words)
 
 
 def test_importing_runs_nothing_and_loads_only_what_it_needs():

@@ -148,22 +148,30 @@ def load_network(
         feed["cover"] = feed["size"]  # no margin is cut from a size of the user's own
     names = known.pop("classes", ())
     names = tuple(names if classes is None else classes)
-    network = Network(net.eval(), layer=layer or "", classes=names, **(known | feed))
+    network = Network(net.float().eval(), layer=layer or "", classes=names, **(known | feed))
     return surveyed(network, named=classes is not None)
 
 
 def surveyed(network: Network, named: bool) -> Network:
     """With its layer and a name for every class, found by looking at one black picture."""
-    C, (H, W) = len(network.mean), network.size
+    channels, (H, W), names = len(network.mean), network.size, network.classes
+    if len(network.std) != channels or min(network.std) <= 0:
+        raise Complaint(f"--mean {network.mean} and --std {network.std} were given; give as many "
+                        "numbers to both, and a std above 0")
     try:
-        black = network.tensor([Image.new("L" if C == 1 else "RGB", (W, H))])
+        black = network.tensor([Image.new("L" if channels == 1 else "RGB", (W, H))])
         seen = explain(network.net, black, layer=network.layer or None, guided=False)
-    except RuntimeError as error:
-        raise Complaint(f"{network.title} can't take pictures of {C} x {H} x {W} ({reason(error)});"
-                        " give --size, --mean and --std as in its training") from error
-    C, names = seen.logits.shape[1], network.classes
+    except Complaint:
+        raise
+    except Exception as error:  # whatever the network raises at a picture it is not made for
+        raise Complaint(f"{network.title} can't take pictures of {channels} x {H} x {W} ("
+                        f"{reason(error)}); give --size, --mean, --std of its training") from error
+    C = seen.logits.shape[1]
     if named and len(names) != C:
         raise Complaint(f"{len(names)} class names were given; the network has {C}: name each one")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if named and twice:
+        raise Complaint(f"the class name {twice[0]} stands twice; give each class one of its own")
     names = names if len(names) == C else tuple(map(str, range(C)))
     return replace(network, layer=seen.layer, classes=names)
 
@@ -223,8 +231,10 @@ def timm_network(name: str, weights: str) -> tuple[nn.Module, dict[str, Any]]:
         net = with_weights(build, weights)
     eye = timm.data.resolve_model_data_config(net)
     H, W = eye["input_size"][1:]
+    mode = eye["crop_mode"]
+    crop = "" if mode == "center" else f", center crop in place of timm's {mode}"
     return net, {
-        "title": f"{name} of timm, {weights_title(weights)}",
+        "title": f"{name} of timm, {weights_title(weights)}{crop}",
         "size": (H, W),
         "cover": (math.floor(H / eye["crop_pct"]), math.floor(W / eye["crop_pct"])),
         "mean": eye["mean"],
@@ -243,7 +253,7 @@ def own_network(model: str, weights: str | None) -> tuple[nn.Module, dict[str, A
         net = build() if weights is None else with_weights(build, weights)
     except Complaint:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Complaint(f"model {model} raised {type(error).__name__} ({reason(error)}); give a "
                         "file and the class or function in it that makes the network") from error
     if not isinstance(net, nn.Module):
@@ -376,7 +386,7 @@ def read_pictures(
     """Every picture of the sources, one at a time, each under a name of its own."""
     taken: dict[str, int] = {}
     for source in map(str, sources):
-        for name, label, load in found_in(source):
+        for name, label, load in found_in(source, network.classes):
             picture = Picture(file_name(name, taken), None, label)
             try:
                 picture = fitted(picture, load(), network, invert)
@@ -385,19 +395,20 @@ def read_pictures(
                 yield replace(picture, note=one_line(problem))
 
 
-def found_in(source: str) -> Iterator[Found]:
+def found_in(source: str, classes: tuple[str, ...]) -> Iterator[Found]:
     """What is in a data set, a file, or a folder with its sub-folders, in name order."""
     kind, _, root = source.partition(":")
     if kind in DATA_SETS and root:
-        yield from data_set(kind, root)
+        yield from data_set(kind, root, classes)
     elif not Path(source).is_dir():
         yield from in_file(Path(source))
-    for folder, folders, names in os.walk(source):
-        folders.sort()
-        label = "" if folder == source else Path(folder).name
-        for path in (Path(folder, name) for name in sorted(names)):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield from in_file(path, label)
+    else:
+        for folder, folders, names in os.walk(source):
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            label = "" if folder == source else Path(folder).name
+            for path in (Path(folder, name) for name in sorted(names) if name[0] != "."):
+                if path.suffix.lower() in SUFFIXES and path.is_file():
+                    yield from in_file(path, label)
 
 
 def in_file(path: Path, label: str = "") -> Iterator[Found]:
@@ -500,15 +511,16 @@ def refuse(words: str) -> NoReturn:
     raise Complaint(words)
 
 
-def data_set(kind: str, root: str) -> Iterator[Found]:
+def data_set(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Found]:
     """The test pictures of torchvision's data set, downloaded if they are not there."""
     try:
         data = getattr(import_torchvision().datasets, DATA_SETS[kind])(root, False, download=True)
     except Exception as error:  # whatever the downloader of the day raises
         raise Complaint(f"{kind} is not in {root} and could not be had ({reason(error)}); put "
                         "torchvision's copy of it there") from error
+    names = classes if len(classes) == len(data.classes) else data.classes  # numbered as they are
     for i, (image, label) in enumerate(data):
-        yield f"{kind}_{i}", str(label), image.copy
+        yield f"{kind}_{i}", names[label], image.copy
 
 
 def fitted(picture: Picture, whole: Image.Image, network: Network, invert: bool) -> Picture:
@@ -597,6 +609,7 @@ class Explanation:
     L_c: Tensor  # (B, H, W) the same where it lies in the picture
     R: Tensor | None  # (B, C, H, W) guided backpropagation
     guided_cam: Tensor | None  # (B, C, H, W) R * L_c
+    negative: bool  # has A negative values? Grad-CAM++ and XGrad-CAM assume that it has none
     relus: int  # calls of a ReLU, which guided backpropagation is defined for
     unguided: tuple[str, ...]  # other activations, which the plain gradient passes
 
@@ -661,7 +674,7 @@ def explain_each(
                 guided_cam = None if R is None else R * L_c[:, None]  # (B, C, H, W)
                 found.append(Explanation(
                     logits.detach(), c, layer, method, stride, pads, alpha, cells, L_c, R,
-                    guided_cam, watch.relus, tuple(watch.unguided),
+                    guided_cam, bool((A < 0).any()), watch.relus, tuple(watch.unguided),
                 ))  # fmt: skip
     return found
 
@@ -745,9 +758,10 @@ def interpolation(S: int, n: int, s: float, like: Tensor) -> Tensor:
 
 STRIDE, LOGITS = "stride_so_far", "logits_before"  # what a Watch writes on tensors
 NO_RELU = ("silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu",
-           "rrelu", "softplus", "hardtanh", "tanh")  # fmt: skip
+           "rrelu", "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid",
+           "logsigmoid", "glu", "hardshrink", "softshrink", "tanhshrink", "where")  # fmt: skip
 LOWER_BOUND = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
-               "maximum": "other", "threshold": "threshold", "leaky_relu": "negative_slope"}
+               "threshold": "threshold", "leaky_relu": "negative_slope"}
 STRIDE_ARGUMENT = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
@@ -824,6 +838,8 @@ def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
 
 def is_relu(name: str, args: Any, kwargs: Any) -> bool:
     """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
+    if name == "maximum":
+        return any(map(is_zero, args))
     if name in LOWER_BOUND:
         return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))
     return name in ("relu", "relu6")
@@ -844,7 +860,7 @@ def submodule(net: nn.Module, layer: str) -> nn.Module:
     names: dict[str, nn.Module] = dict(net.named_modules())
     if layer not in names:
         raise Complaint(f"the network has no layer {layer}; the nearest names are "
-                        f"{nearest(layer, names)}: --layers lists all")
+                        f"{nearest(layer, filter(None, names))}: --layers lists all")
     return names[layer]
 
 
@@ -979,8 +995,8 @@ def overlay(
     heat = style.paint(np.asarray(L_c.transform(*where, Image.Resampling.BILINEAR)))
     image = image.convert("RGB")
     mixed = Image.blend(image, Image.fromarray(heat), style.opacity)
-    if not explanation.cells.any():
-        font = ImageFont.load_default(H / 12)
+    if not explanation.cells.any() and min(W, H) >= 100:  # on less it could not be read
+        font = ImageFont.load_default(min(W, H) / 12)
         ImageDraw.Draw(mixed).text(
             (W / 2, H / 10), NO_EVIDENCE, "white", font, "mm", stroke_width=2, stroke_fill="black"
         )
@@ -996,6 +1012,9 @@ def table_row(
         return row | {"note": f"skipped: {picture.note}"}
     probability, predicted = explanation.logits[0].softmax(0).max(0)
     notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
+    if explanation.negative and explanation.method in ("gradcam++", "xgradcam"):
+        notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
+                     f"{explanation.layer} have negative values")
     return row | {
         "predicted": classes[int(predicted)],
         "probability": f"{probability:.6f}",
@@ -1056,7 +1075,9 @@ def draw_grid(
             draw_head(axes, x + 0.4, 0.12 + 0.19 * k, head, row)
         for k, name in enumerate(style.panels):
             values = panel(name, pictures[i], explanations[i], style)
-            draw_panel(axes, name, values, style, (x, top + cell * k, 0.8))
+            y = top + cell * k
+            draw_panel(axes, name, values, style, (x, y, x + 0.8, y + 0.8))
+            draw_words(axes, name, explanations[i], x + 0.4, y + 0.4)
     for k, head in enumerate(heads):
         name = {"image": "picture", "target": "maps for"}.get(head, head)
         axes.text(left - 0.1, 0.12 + 0.19 * k, name, size=9, color="0.25", ha="right", va="center")
@@ -1087,16 +1108,27 @@ def draw_head(axes: Axes, x: float, y: float, head: str, row: Row) -> None:
     axes.text(x, y, words, ha="center", va="center", parse_math=False, **style)
 
 
-def draw_panel(
-    axes: Axes, name: str, values: np.ndarray, style: Style, where: tuple[float, float, float]
-) -> None:
-    (x, y, width), signed = where, name.startswith("guided")
+def draw_panel(axes: Axes, name: str, values: np.ndarray, style: Style, corners: Box) -> None:
+    """A map or a picture, in its own proportions, in the middle of a box."""
+    left, top, right, bottom = corners
+    (h, w), signed = values.shape[:2], name.startswith("guided")
     shown = values if values.ndim == 3 else style.paint(values, signed)
-    axes.imshow(shown, extent=(x, x + width, y + 0.8, y), interpolation="nearest")
-    if values.ndim == 2 and not values.any():
-        words = "no\ngradient" if name == "guided" else NO_EVIDENCE.replace(" ", "\n")
-        ink = "black" if shown[0, 0].mean() > 127 else "white"
-        axes.text(x + 0.4, y + 0.4, words, size=9, ha="center", va="center", color=ink)
+    scale = min((right - left) / w, (bottom - top) / h)
+    x, y = (left + right - w * scale) / 2, (top + bottom - h * scale) / 2
+    extent = (x, x + w * scale, y + h * scale, y)
+    axes.imshow(shown, extent=extent, interpolation="nearest")
+
+
+def draw_words(axes: Axes, name: str, explanation: Explanation, x: float, y: float) -> None:
+    """No panel is blank without a word."""
+    words = ""
+    if name in ("gradcam", "overlay", "guided-gradcam") and not explanation.cells.any():
+        words = NO_EVIDENCE.replace(" ", "\n")
+    elif name == "guided" and explanation.R is not None and not explanation.R.any():
+        words = "no\ngradient"
+    if words:
+        frame = {"boxstyle": "square,pad=0.2", "facecolor": "white", "edgecolor": "none"}
+        axes.text(x, y, words, size=9, ha="center", va="center", bbox=frame)
 
 
 def draw_margins(
@@ -1110,8 +1142,8 @@ def draw_margins(
         return
     signed = name.startswith("guided")
     low, high = ("against", "for") if signed else ("0", "max")
-    ramp = np.linspace(1, -1 if signed else 0, 64)[:, None]
-    draw_panel(axes, name, ramp, style, (right, y, 0.07))
+    ramp = np.linspace(1, -1 if signed else 0, 80)[:, None].repeat(7, 1)
+    draw_panel(axes, name, ramp, style, (right, y, right + 0.07, y + 0.8))
     axes.text(right + 0.12, y, high, size=8, va="top")
     axes.text(right + 0.12, y + 0.8, low, size=8, va="bottom")
 
@@ -1129,14 +1161,16 @@ class Tally:
 
     explained: int = 0
     skipped: int = 0
+    columns: int = 0  # an explanation each
     shown: list[tuple[Picture, Explanation]] = field(default_factory=list)  # in the figure
     notes: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)  # by label
     right: Counter[str] = field(default_factory=Counter)
 
     def judge(self, label: str, predicted: str) -> None:
-        self.seen.update([label] if label else [])
-        self.right.update([label] if label == predicted else [])
+        if label and predicted:
+            self.seen[label] += 1
+            self.right[label] += label == predicted
 
     def add(self, picture: Picture, explanations: list[Explanation], rows: list[Row]) -> None:
         if not explanations:
@@ -1144,8 +1178,9 @@ class Tally:
             print(f"{SCRIPT}: {rows[0]['note']}", file=sys.stderr)
             return
         self.explained += 1
-        self.judge(rows[0]["label"], rows[0]["predicted"])
-        self.shown += [(picture, one) for one in explanations][: GRID - len(self.shown)]
+        self.columns += len(explanations)
+        if self.columns <= GRID or not self.shown:  # whole pictures, unless one alone is too much
+            self.shown += [(picture, one) for one in explanations][:GRID]
         for row in rows:
             self.notes.update(filter(None, row["note"].split("; ")))
 
@@ -1159,7 +1194,7 @@ def run(options: argparse.Namespace) -> int:
     if options.layers:
         print(layer_table(network))
         return 0
-    if options.weights == "none" and not options.quiet:
+    if options.weights == "none":
         print(f"{SCRIPT}: the weights are RANDOM: these maps mean nothing", file=sys.stderr)
     check_targets(options.target, network.classes)
     pictures = read_pictures(options.images, network, options.invert, options.full_size)
@@ -1186,7 +1221,9 @@ def write_results(
             rows = [table_row(picture, one, network.classes) for one in each]
             table.writerows(rows)
             tally.add(picture, explanations, rows)
-            save_pictures(out, picture, explanations, style)
+            if options.pick == "all":  # else all that were looked at are counted, not these alone
+                tally.judge(rows[0]["label"], rows[0]["predicted"])
+            save_pictures(picture, explanations, style, options)
         if not tally.shown:
             raise Complaint(f"no picture is {options.pick} (of {tally.seen.total()} with a label); "
                             "give others, or another --pick")
@@ -1243,19 +1280,17 @@ def explained(
 def picked(
     network: Network, pictures: Sequence[Picture], tally: Tally, options: argparse.Namespace
 ) -> list[Picture]:
-    """Those with a label that the network gets right, or wrong; the others are only counted."""
+    """Those with a label that the network gets right, or wrong; all of them are counted."""
     if not pictures:
         return []
     with torch.no_grad():
         x = network.tensor([p.image for p in pictures if p.image]).to(options.device)
         predicted = [network.classes[c] for c in network.net(x).argmax(1)]
-    chosen = []
     for picture, said in zip(pictures, predicted, strict=True):
-        if picture.label and (picture.label == said) == (options.pick == "right"):
-            chosen.append(picture)
-        else:
-            tally.judge(picture.label, said)
-    return chosen
+        tally.judge(picture.label, said)
+    want = options.pick == "right"
+    pairs = zip(pictures, predicted, strict=True)
+    return [picture for picture, said in pairs if picture.label and (picture.label == said) == want]
 
 
 def classes_of(target: str, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Target:
@@ -1273,26 +1308,25 @@ def blurred(L_c: Tensor, sigma: float) -> Tensor:
 
     def gaussian(S: int) -> Tensor:
         p = torch.arange(S, dtype=L_c.dtype)
-        weights = torch.exp(-((p[:, None] - p) ** 2) / (2 * sigma**2))
+        weights = torch.exp(-((p[:, None] - p) ** 2) / (2 * max(sigma, 0.01) ** 2))
         return weights / weights.sum(1, keepdim=True)  # what lies outside does not count
 
     return gaussian(L_c.shape[1]) @ L_c @ gaussian(L_c.shape[2]).T
 
 
 def save_pictures(
-    out: Path, picture: Picture, explanations: Sequence[Explanation], style: Style
+    picture: Picture, explanations: Sequence[Explanation], style: Style, options: argparse.Namespace
 ) -> None:
-    """raw/NAME.png, and gradcam/NAME.png for each target and method."""
+    """raw/NAME.png, and gradcam/NAME.png; of several classes or methods NAME@CLASS@METHOD.png."""
     if picture.image is None:
         return
-    save(out / "raw" / f"{picture.name}.png", picture.image)
+    save(options.out / "raw" / f"{picture.name}.png", picture.image)
     base, box = (picture.whole, picture.box) if picture.whole else (enlarged(picture.image), None)
-    targets = {int(explanation.target) for explanation in explanations}
-    methods = {explanation.method for explanation in explanations}
     for explanation in explanations:
-        name = picture.name + (f"-{int(explanation.target)}" if len(targets) > 1 else "")
-        name += f"-{explanation.method}" if len(methods) > 1 else ""
-        save(out / "gradcam" / f"{name}.png", overlay(base, explanation, style, box))
+        name = picture.name
+        name += f"@{int(explanation.target)}" if len(options.target) > 1 else ""
+        name += f"@{explanation.method}" if len(options.method) > 1 else ""
+        save(options.out / "gradcam" / f"{name}.png", overlay(base, explanation, style, box))
 
 
 def enlarged(image: Image.Image) -> Image.Image:
@@ -1313,6 +1347,9 @@ def account(
     first = tally.shown[0][1]
     size = " x ".join(str(n) for n in first.cells.shape[1:])
     skipped = f", {tally.skipped} skipped" if tally.skipped else ""
+    shown = len(tally.shown)
+    figure = f"; the figure shows the first {shown}" if tally.columns > shown else ""
+    figure += f" of {tally.columns} columns" if figure and tally.columns > tally.explained else ""
     seen, right = tally.seen.total(), tally.right.total()
     accuracy = f"accuracy  {right} of {seen} with a label are right ({right / max(seen, 1):.1%})"
     each = ", ".join(f"{name} {tally.right[name]}/{n}" for name, n in sorted(tally.seen.items()))
@@ -1320,7 +1357,7 @@ def account(
         f"network   {network.title}",
         f"layer     {first.layer}, {first.alpha.shape[1]} maps of {size}",
         f"pad       {pad_words(first, options.pad)}",
-        f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}",
+        f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}{figure}",
         *([accuracy] if seen else []),
         *textwrap.wrap(each, 90, initial_indent=" " * 10, subsequent_indent=" " * 10),
         *(f"note      {words} ({n})" for words, n in tally.notes.items()),
@@ -1351,6 +1388,8 @@ def layer_table(network: Network) -> str:
 
     def note(name: str, module: nn.Module, _args: Any, out: Any) -> None:
         nonlocal numbers
+        if not isinstance(out, Tensor):
+            return
         shape, stride = tuple(out.shape), getattr(out, STRIDE, None) if out.ndim == 4 else None
         pads = lost((H, W), shape[2:], stride) if stride else ()
         count = 0 if module in counts else sum(p.numel() for p in module.parameters())
@@ -1366,6 +1405,8 @@ def layer_table(network: Network) -> str:
                 hooks.enter_context(forward_hook(module, partial(note, name)))
         net(x)
     total = sum(p.numel() for p in net.parameters())
+    if elsewhere := total - sum(counts.values()):
+        rows.append(("(in no layer of its own)", "", f"{elsewhere:,}", f"{total:,}", "", ""))
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     MB = [n * 4 / 2**20 for n in (x.numel(), 2 * numbers, total)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -1388,6 +1429,7 @@ PARTS: set[Path] = set()  # files that are not complete yet
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file to write aside, which takes the path's place when it is complete, or vanishes."""
+    new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     PARTS.add(part)
@@ -1397,6 +1439,9 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
         PARTS.remove(part)
+        if new and not path.exists():
+            with suppress(OSError):  # others may have written into it
+                path.parent.rmdir()
 
 
 def interrupted(*_signal: Any) -> NoReturn:
@@ -1474,10 +1519,11 @@ def number(kind: type, low: float, high: float, *words: str) -> Callable[[str], 
 
 def numbers(text: str) -> tuple[float, ...]:
     """0.5,0.5,0.5"""
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise Complaint(f"{text!r} was given; give a number a channel, as in 0.5,0.5,0.5") from None
+    with suppress(ValueError):
+        values = tuple(map(float, text.split(",")))
+        if all(math.isfinite(value) for value in values):
+            return values
+    raise Complaint(f"{text!r} was given; give a number a channel, as in 0.5,0.5,0.5")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -1499,9 +1545,11 @@ def colormap(name: str) -> str:
 def class_names(text: str) -> tuple[str, ...]:
     """From a file: one a line, or a JSON list."""
     try:
-        content = Path(text).read_text(encoding="utf-8")
-        names = json.loads(content) if content.lstrip().startswith("[") else content.splitlines()
-        return tuple(str(name).strip() for name in names if str(name).strip())
+        content = Path(text).read_text(encoding="utf-8-sig")
+        names = json.loads(content) if content.lstrip()[:1] in ("[", "{") else content.splitlines()
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError("no list of names")
+        return tuple(name.strip() for name in names if name.strip())
     except (OSError, ValueError) as error:
         raise Complaint(f"{text}: {reason(error)}; give a file of class names, one a line or a "
                         "JSON list") from error
@@ -1526,7 +1574,8 @@ class Parser(argparse.ArgumentParser):
         """Lists may have commas or spaces, and pictures may stand behind them."""
         options = self.parse_args(argv)
         for name, allowed in ("target", ()), ("method", METHODS), ("panels", PANELS):
-            words = [word for words in getattr(options, name) for word in words.split(",")]
+            words = [w for words in getattr(options, name) for w in re.split(",(?! )", words)]
+            words = list(dict.fromkeys(words))
             files = [word for word in words if word not in allowed and Path(word).is_file()]
             words = [word for word in words if word not in files]
             for word in words:

@@ -88,6 +88,7 @@ RELUS = {
     "clamp tensor": lambda x: x.clamp(min=torch.tensor(0.0)),
     "clip": lambda x: x.clip(0),
     "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "maximum of 0": lambda x: torch.maximum(torch.zeros(()).to(x), x),
     "threshold": nn.Threshold(0.0, 0.0),
     "leaky of 0": nn.LeakyReLU(0.0),
 }
@@ -708,6 +709,7 @@ KNOWN = [
     ("densenet121", 224, "features", 32, 0),
     ("squeezenet1_0", 224, "classifier.1", 16, 0.5),
     ("inception_v3", 299, "Mixed_7c", 32, 0.671875),
+    ("shufflenet_v2_x1_0", 224, "conv5", 32, 0),
     ("convnext_tiny", 224, "features", None, None),
 ]
 
@@ -775,8 +777,8 @@ def test_guided_backprop_through_functional_shared_and_in_place_relus(name):
 
 @pytest.mark.parametrize(
     ("name", "relus", "others"),
-    [("efficientnet_b0", 0, {"silu"}), ("convnext_tiny", 0, {"gelu"}),
-     ("mobilenet_v3_small", 1, {"hardswish"})],
+    [("efficientnet_b0", 0, {"silu", "sigmoid"}), ("convnext_tiny", 0, {"gelu"}),
+     ("mobilenet_v3_small", 1, {"hardswish", "hardsigmoid"})],
 )  # fmt: skip
 def test_activations_that_guided_backprop_is_not_defined_for_are_named(name, relus, others):
     found = explain(models.get_model(name, weights=None), torch.rand(1, 3, 64, 64))

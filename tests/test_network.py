@@ -286,6 +286,27 @@ def number():
 
 def fails():
     raise RuntimeError("in your own code")
+
+def leaves():
+    raise SystemExit(7)
+
+class Forgets(Net):
+    def forward(self, x):
+        raise TypeError("no such thing")
+
+class Half(Net):
+    def __init__(self):
+        super().__init__()
+        self.half()
+
+class Pools(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2, return_indices=True)
+        self.scale = nn.Parameter(torch.ones(8))
+        self.fc = nn.Linear(4, 3)
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x))[0].mean((2, 3)))
 """
 
 
@@ -315,6 +336,8 @@ def test_a_network_of_ones_own(own, tmp_path):
     [
         ("Missing", r"own.py:Missing raised KeyError \('Missing'\); give a file and the class"),
         ("number", "own.py:number made a int; it must return the network"),
+        ("leaves", r"own.py:leaves raised SystemExit \(7\)"),
+        ("Forgets", r"Forgets of own.py, as it comes can't take pictures .*no such thing"),
         ("fails", r"own.py:fails raised RuntimeError \(in your own code\)"),
         (
             "fixed",
@@ -327,6 +350,27 @@ def test_a_network_of_ones_own_that_fails(own, name, words):
         load_network(own + name)
     with pytest.raises(Complaint, match=r"nowhere.py:Net raised FileNotFoundError"):
         load_network("nowhere.py:Net")
+
+
+def test_half_precision_and_layers_without_a_tensor(own):
+    assert load_network(own + "Half").net.fc.weight.dtype == torch.float32
+    table = SID_a4.layer_table(load_network(own + "Pools", size=(16, 16)))
+    assert "(in no layer of its own)" in table
+    assert "parameters: 135 total" in table
+
+
+@pytest.mark.parametrize(
+    ("feed", "words"),
+    [
+        ({"mean": (0.5,)}, r"--mean \(0.5,\) and --std \(0.229.* give as many numbers to both"),
+        ({"std": (0.5, 0.5, 0.0)}, "a std above 0"),
+    ],
+)
+def test_a_feed_that_cannot_be_is_refused(own, feed, words):
+    with pytest.raises(Complaint, match=words):
+        load_network(own + "Net", **feed)
+    with pytest.raises(Complaint, match="the class name a stands twice"):
+        load_network(own + "Net", classes=("a", "b", "a"))
 
 
 def test_an_unknown_model_names_the_nearest():

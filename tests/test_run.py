@@ -259,6 +259,7 @@ def test_right_and_wrong_pictures_can_be_picked_and_counted(go, tmp_path, labell
     assert "0 1/1, 1 1/1, 2 1/1, 3 1/1, 4 1/1, 5 1/1, 9 0/2" in out
     assert go(labelled, "--pick", "right", "--limit", 2)[0] == 0
     assert [row["label"] for row in table_in(tmp_path / "out")] == ["0", "1"]
+    assert "accuracy  6 of 8" in go(labelled, "--pick", "right", "--limit", 2)[1]  # of all it read
     assert go(labelled, "--limit", 3)[0] == 0
     assert [row["label"] for row in table_in(tmp_path / "out")] == ["0", "1", "2"]
 
@@ -276,7 +277,30 @@ def test_nothing_picked_is_said_and_nothing_is_written(go, tmp_path):
         "SID_a4.py: error: no picture is wrong (of 8 with a label); give others, or another "
         "--pick\n"
     )
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_maps_of_several_classes_never_overwrite_each_other(go, tmp_path, digits):
+    for label in ("2", "5"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        digits[int(label)].image.save(tmp_path / "d" / label / "dog.png")
+    assert go(tmp_path / "d", "--target", "label", "5", "5")[0] == 0
+    rows = [(row["image"], row["target"]) for row in table_in(tmp_path / "out")]
+    assert rows == [("dog", "2"), ("dog", "5"), ("dog-2", "5"), ("dog-2", "5")]
+    names = files_in(tmp_path / "out" / "gradcam")
+    assert names == ["dog-2@5.png", "dog@2.png", "dog@5.png"]
+
+
+def test_the_figure_says_what_it_leaves_out(go):
+    out = go("--target", "0", "1", "2", "--panels", "raw")[1]
+    assert "; the figure shows the first 6 of 24 columns" in out  # two whole pictures
+    assert "; the figure" not in go("--panels", "raw")[1]
+
+
+def test_methods_made_for_maps_after_a_relu_say_so(go, tmp_path):
+    out = go("--method", "gradcam", "xgradcam", "--limit", "1")[1]
+    assert "note      xgradcam is made for maps after a ReLU, but those of conv2 have neg" in out
+    assert [bool(row["note"]) for row in table_in(tmp_path / "out")] == [False, True]
 
 
 def test_several_targets_and_methods_give_several_rows(go, tmp_path, network, digits):
@@ -286,10 +310,10 @@ def test_several_targets_and_methods_give_several_rows(go, tmp_path, network, di
     rows = [(row["target"], row["method"]) for row in table_in(tmp_path / "out")]
     assert rows == [(c, method) for c in "538" for method in ("gradcam", "xgradcam")]
     names = files_in(tmp_path / "out" / "gradcam")
-    assert names == [f"five-{c}-{m}.png" for c in "358" for m in ("gradcam", "xgradcam")]
+    assert names == [f"five@{c}@{m}.png" for c in "358" for m in ("gradcam", "xgradcam")]
     x = network.tensor([digits[5].image])
     explanation = SID_a4.explain(network.net, x, 8, method="xgradcam")
-    shown = Image.open(tmp_path / "out" / "gradcam" / "five-8-xgradcam.png")
+    shown = Image.open(tmp_path / "out" / "gradcam" / "five@8@xgradcam.png")
     expected = overlay(enlarged(digits[5].image), explanation, Style())
     assert np.abs(np.asarray(shown, int) - np.asarray(expected, int)).max() <= 4
 

@@ -178,13 +178,15 @@ def surveyed(network: Network, named: bool) -> Network:
 
 def course_network(weights: str) -> tuple[nn.Module, dict[str, Any]]:
     """As large as the checkpoint says."""
-    state = read_checkpoint(Path(weights))
+    torch.manual_seed(0)
+    state = {} if weights == "none" else read_checkpoint(Path(weights))
     sizes = {layer: state.get(f"{layer}.weight") for layer in ("conv1", "conv2", "fc1", "fc2")}
     net = CourseCNN(**{layer: len(w) for layer, w in sizes.items() if w is not None and w.ndim})
-    fill(net, state, weights)
+    if state:
+        fill(net, state, weights)
     maps = f"{net.conv1.out_channels} and {net.conv2.out_channels} maps"
     feed = {"size": (28, 28), "cover": None, "mean": (net.MEAN,), "std": (net.STD,)}
-    return net, feed | {"title": f"CourseCNN ({maps}), {Path(weights).name}"}
+    return net, feed | {"title": f"CourseCNN ({maps}), {weights_title(weights)}"}
 
 
 def torchvision_network(name: str, weights: str) -> tuple[nn.Module, dict[str, Any]]:

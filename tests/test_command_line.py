@@ -112,6 +112,14 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_the_work(
     assert re.match(words, refused([], out))
 
 
+@pytest.mark.parametrize("name", ["raw", "gradcam", "SID_a4.png", "SID_a4.csv"])
+def test_what_stands_in_the_way_in_the_output_folder_is_found_too(tmp_path, capsys, name):
+    (tmp_path / name).mkdir() if "." in name else (tmp_path / name).write_text("a file")
+    assert main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("SID_a4.py: error: argument --out: can't write to ")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_full_disk_is_one_line_too(tmp_path, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")

@@ -432,6 +432,17 @@ def test_networks_and_layers_without_maps_are_refused():
         explain(net, torch.rand(1, 1, 28, 28), layer="unused")
 
 
+def test_before_a_mean_and_a_linear_layer_grad_cam_is_cam():
+    """There dy_c / dA_k is the weight w_k of the class over the number of cells."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    x = torch.rand(2, 1, 9, 9)
+    found = explain(net, x, [2, 0])
+    w = net[3].weight[[2, 0]].detach()
+    torch.testing.assert_close(found.alpha, w / 49)
+    cam = torch.stack([sum(w[i, k] * net[0](x)[i, k] for k in range(4)) for i in range(2)])
+    torch.testing.assert_close(found.cells, (cam / 49).clamp(min=0).detach())
+
+
 # ----------------------------------------------------------------------------- conveniences
 
 

@@ -1,6 +1,7 @@
 """What may come in, what it becomes, and what is said of the rest."""
 
 import json
+import pickle
 import struct
 from dataclasses import replace
 
@@ -369,6 +370,26 @@ def test_torchvisions_data_sets_are_read_where_they_lie(network, wide, tmp_path)
     others = list(read_pictures([f"mnist:{tmp_path}"], wide))  # three classes of something else
     assert [p.label for p in others] == ["", ""]
     assert others[0].note == "label 1 - one is no class of the network"
+
+
+def test_cifar10_is_read_where_it_lies(wide, tmp_path, monkeypatch):
+    datasets = SID_a4.import_torchvision().datasets
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *arguments: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8)
+    batch = {"data": pixels, "labels": [2, 0]}
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    names = {"label_names": ["tabby cat", "polar_bear", "dog"]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(names))
+    network = replace(wide, size=(32, 32), cover=(32, 32))
+    one, two = read_pictures([f"cifar10:{tmp_path}"], network)
+    assert [(p.name, p.label) for p in (one, two)] == [
+        ("cifar10_0", "dog"),
+        ("cifar10_1", "tabby cat"),
+    ]
+    expected = pixels[1].reshape(3, 32, 32).transpose(1, 2, 0)
+    np.testing.assert_array_equal(two.image, expected)
 
 
 def test_a_data_set_that_cannot_be_had(network, tmp_path, monkeypatch):

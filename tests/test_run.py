@@ -381,6 +381,12 @@ def test_random_weights_are_said_loudly(go):
     assert err == "SID_a4.py: the weights are RANDOM: these maps mean nothing\n"
 
 
+def test_the_course_network_may_be_random_too(go):
+    code, out, err = go("--weights", "none", "--quiet")
+    assert (code, out) == (0, "")
+    assert "RANDOM" in err
+
+
 def test_only_the_panels_asked_for_are_computed(go, monkeypatch):
     monkeypatch.setattr(SID_a4.Watch, "guided_backprop", lambda *a: pytest.fail("not asked for"))
     assert go("--panels", "raw", "gradcam", "overlay")[0] == 0

@@ -657,7 +657,8 @@ def explain_each(
         layer = layer or find_layer(net, x[:1])
         x = x.detach().clone().requires_grad_()
         setattr(x, STRIDE, (1, 1))
-        with forward_hook(submodule(net, layer), (watch := Watch()).keep_maps), watch:
+        hook = forward_hook(submodule(net, layer), (watch := Watch()).keep_maps)
+        with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
             output = net(x.clone())  # the clone, because a network may overwrite its input
         logits = getattr(output, LOGITS, output)  # (B, C), before a last softmax
         logits = checked(logits, 2, "the network", "give one that returns logits (B, classes)")
@@ -786,8 +787,12 @@ class Watch(TorchFunctionMode):
 
     def keep_maps(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         self.A = output
-        # An in-place operation behind the layer overwrites the clone, not A.
-        return output.clone() if isinstance(output, Tensor) else output
+        if not isinstance(output, Tensor):
+            return output
+        if not torch.is_grad_enabled():
+            output.requires_grad_()
+            torch.set_grad_enabled(True)  # until the forward pass ends
+        return output.clone()  # which in-place operations behind the layer may overwrite, not A
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

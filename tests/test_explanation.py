@@ -4,6 +4,7 @@ import copy
 import gc
 import warnings
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -499,6 +500,30 @@ def test_what_was_not_asked_for_is_not_computed():
     assert found.R is None
     assert found.guided_cam is None
     assert found.L_c.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "densenet121"])
+def test_grad_cam_alone_is_the_same_and_builds_no_graph_for_the_trunk(name):
+    net, x = models.get_model(name, weights=None), torch.rand(2, 3, 64, 64)
+    kept = []
+
+    def explained(guided):
+        kept.append(0)
+
+        def keep(tensor):
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            return explain(net, x, 3, guided=guided)
+
+    both, alone = explained(True), explained(False)
+    same(replace(both, R=None, guided_cam=None), alone)
+    assert kept[1] < 0.1 * kept[0]
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        explain(net, x, guided=False)
+        assert not torch.is_grad_enabled()
 
 
 def test_frozen_networks_no_grad_and_inference_mode():

@@ -1293,11 +1293,12 @@ def picked(
     with torch.no_grad():
         x = network.tensor([p.image for p in pictures if p.image]).to(options.device)
         predicted = [network.classes[c] for c in network.net(x).argmax(1)]
+    chosen = []
     for picture, said in zip(pictures, predicted, strict=True):
         tally.judge(picture.label, said)
-    want = options.pick == "right"
-    pairs = zip(pictures, predicted, strict=True)
-    return [picture for picture, said in pairs if picture.label and (picture.label == said) == want]
+        if picture.label and (picture.label == said) == (options.pick == "right"):
+            chosen.append(picture)
+    return chosen
 
 
 def classes_of(target: str, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Target:

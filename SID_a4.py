@@ -77,6 +77,17 @@ class Complaint(argparse.ArgumentTypeError, ValueError):
     """A mistake the user can mend: WHAT was given, WHAT is allowed, HOW to mend it, in one line."""
 
 
+@contextmanager
+def complaining(what: str, how: str) -> Iterator[None]:
+    """Whatever goes wrong inside is told in the user's terms, with its own words in brackets."""
+    try:
+        yield
+    except Complaint:
+        raise
+    except Exception as error:
+        raise Complaint(f"{what} ({reason(error)}); {how}") from error
+
+
 # ------------------------------------------------------------------------------------- Network
 
 
@@ -100,6 +111,8 @@ class CourseCNN(nn.Module):
         return y
 
 
+NO_DOWNLOAD = "the pretrained weights could not be had"
+NAME_A_FILE = "name a file with --weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -158,14 +171,10 @@ def surveyed(network: Network, named: bool) -> Network:
     if len(network.std) != channels or min(network.std) <= 0:
         raise Complaint(f"--mean {network.mean} and --std {network.std} were given; give as many "
                         "numbers to both, and a std above 0")
-    try:
+    with complaining(f"{network.title} can't take pictures of {channels} x {H} x {W}",
+                     "give --size, --mean and --std as in its training"):  # fmt: skip
         black = network.tensor([Image.new("L" if channels == 1 else "RGB", (W, H))])
         seen = explain(network.net, black, layer=network.layer or None, guided=False)
-    except Complaint:
-        raise
-    except Exception as error:  # whatever the network raises at a picture it is not made for
-        raise Complaint(f"{network.title} can't take pictures of {channels} x {H} x {W} ("
-                        f"{reason(error)}); give --size, --mean, --std of its training") from error
     C = seen.logits.shape[1]
     if named and len(names) != C:
         raise Complaint(f"{len(names)} class names were given; the network has {C}: name each one")
@@ -198,7 +207,8 @@ def torchvision_network(name: str, weights: str) -> tuple[nn.Module, dict[str, A
     best = models.get_model_weights(name).DEFAULT
     if weights == "pretrained":
         where = Path(torch.hub.get_dir(), "checkpoints", Path(best.url).name)
-        net = downloaded(partial(models.get_model, name, weights=best), f"{best.url} to {where}")
+        with complaining(NO_DOWNLOAD, f"fetch {best.url} to {where}, or {NAME_A_FILE}"):
+            net = models.get_model(name, weights=best)
     else:
         # These two were trained to normalise once more inside; their side heads only train.
         inner = {"transform_input": True, "init_weights": False, "aux_logits": False}
@@ -218,17 +228,16 @@ def torchvision_network(name: str, weights: str) -> tuple[nn.Module, dict[str, A
 
 def timm_network(name: str, weights: str) -> tuple[nn.Module, dict[str, Any]]:
     imagenet = import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"]
-    try:
+    with complaining(f"timm:{name} needs timm", "install it with: pip install timm"):
         timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise Complaint(f"timm:{name} needs timm; install it with: pip install timm") from error
     if not timm.is_model(name):
         raise Complaint(f"timm has no model {name}; give {nearest(name, timm.list_models())}")
     build = partial(timm.create_model, name)
     if weights == "pretrained":
         source = timm.get_pretrained_cfg(name)
         hub = f"https://huggingface.co/{source.hf_hub_id}/resolve/main/pytorch_model.bin"
-        net = downloaded(partial(build, pretrained=True), source.url or hub)
+        with complaining(NO_DOWNLOAD, f"fetch {source.url or hub} and {NAME_A_FILE}"):
+            net = build(pretrained=True)
     else:
         net = with_weights(build, weights)
     eye = timm.data.resolve_model_data_config(net)
@@ -286,14 +295,6 @@ def fill(net: nn.Module, state: dict[str, Tensor], weights: str) -> None:
             raise Complaint(f"weights {weights} are of another network: {key} is {has} in the "
                             f"file, {needs} in the network; give its own with --weights")
     net.load_state_dict(state, strict=False)
-
-
-def downloaded(load: Callable[[], nn.Module], missing: str) -> nn.Module:
-    try:
-        return load()
-    except Exception as error:  # whatever the downloader of the day raises
-        raise Complaint(f"the pretrained weights could not be had ({reason(error)}); fetch "
-                        f"{missing}, or name a file with --weights") from error
 
 
 def weights_title(weights: str | None) -> str:
@@ -515,11 +516,9 @@ def refuse(words: str) -> NoReturn:
 
 def data_set(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Found]:
     """The test pictures of torchvision's data set, downloaded if they are not there."""
-    try:
+    how = "put torchvision's copy of it there"
+    with complaining(f"{kind} is not in {root} and could not be had", how):
         data = getattr(import_torchvision().datasets, DATA_SETS[kind])(root, False, download=True)
-    except Exception as error:  # whatever the downloader of the day raises
-        raise Complaint(f"{kind} is not in {root} and could not be had ({reason(error)}); put "
-                        "torchvision's copy of it there") from error
     names = classes if len(classes) == len(data.classes) else data.classes  # numbered as they are
     for i, (image, label) in enumerate(data):
         yield f"{kind}_{i}", names[label], image.copy
@@ -668,7 +667,8 @@ def explain_each(
         for c in [as_target(target, logits) for target in targets]:  # (B,)
             # The sum over the batch mixes nothing: no picture's logit depends on another picture.
             y_c = logits.gather(1, c[:, None]).sum()
-            dyc_dA = gradient(y_c, A, layer)  # walks only the head
+            with complaining(f"layer {layer} does not lead to the logits", "name another one"):
+                (dyc_dA,) = torch.autograd.grad(y_c, A, retain_graph=True)  # walks only the head
             R = watch.guided_backprop(y_c, x) if guided else None
             for method in methods:
                 alpha = METHODS[method](A.detach(), dyc_dA)
@@ -680,14 +680,6 @@ def explain_each(
                     guided_cam, bool((A < 0).any()), watch.relus, tuple(watch.unguided),
                 ))  # fmt: skip
     return found
-
-
-def gradient(y_c: Tensor, A: Tensor, layer: str) -> Tensor:
-    try:
-        return torch.autograd.grad(y_c, A, retain_graph=True)[0]
-    except RuntimeError as error:
-        raise Complaint(f"layer {layer} does not lead to the logits ({reason(error)}); name "
-                        "another one") from error
 
 
 def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
@@ -1474,7 +1466,7 @@ def existing(text: str) -> str:
 def writable(text: str) -> Path:
     """A folder that can be written to, or made: found out without leaving anything behind."""
     out = Path(text)
-    try:
+    with complaining(f"can't write to {text}", "give a folder you may write to"):
         if not text:
             raise OSError("it has no name")
         for name in (f"{STEM}.png", f"{STEM}.csv"):
@@ -1484,20 +1476,15 @@ def writable(text: str) -> Path:
             there = next(f for f in (folder, *folder.absolute().parents) if os.path.lexists(f))
             with tempfile.TemporaryFile(dir=there):
                 pass
-    except OSError as error:
-        raise Complaint(f"can't write to {text} ({reason(error)}); give a folder you may write "
-                        "to") from error
     return out
 
 
 def device(name: str) -> torch.device:
-    try:
+    how = "give cpu, or cuda where PyTorch finds a GPU"
+    with complaining(f"{name} is not to be had here", how):
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-            raise RuntimeError("no such device")
+            raise ValueError("no such device")
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise Complaint(f"{name} is not to be had here ({reason(error)}); give cpu, or cuda where "
-                        "PyTorch finds a GPU") from error
 
 
 def reason(error: BaseException) -> str:
@@ -1552,15 +1539,12 @@ def colormap(name: str) -> str:
 
 def class_names(text: str) -> tuple[str, ...]:
     """From a file: one a line, or a JSON list."""
-    try:
+    with complaining(text, "give a file of class names, one a line or a JSON list"):
         content = Path(text).read_text(encoding="utf-8-sig")
         names = json.loads(content) if content.lstrip()[:1] in ("[", "{") else content.splitlines()
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError("no list of names")
-        return tuple(name.strip() for name in names if name.strip())
-    except (OSError, ValueError) as error:
-        raise Complaint(f"{text}: {reason(error)}; give a file of class names, one a line or a "
-                        "JSON list") from error
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def check_targets(targets: Sequence[str], classes: tuple[str, ...]) -> None:

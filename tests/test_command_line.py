@@ -83,7 +83,7 @@ WEIGHTS = "; give a file written by torch.save(net.state_dict(), FILE) with --we
         (["--device", "toaster"], "argument --device: toaster is not to be had here ("),
         (
             ["--classes", "{}/negative.json"],
-            "argument --classes: {}/negative.json: no list of names",
+            "argument --classes: {}/negative.json (no list of names); give",
         ),
         (["--mean", "nan"], "argument --mean: 'nan' was given; give a number a channel"),
         (["--method", "magic"], "argument --method: 'magic' was given; give gradcam gradcam++"),

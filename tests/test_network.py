@@ -243,7 +243,7 @@ def test_timms_weights_that_cannot_be_had_name_the_file(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     words = (
-        r"\(no network\); fetch https://\S+/xception-43020ad28.pth, or name a file with --weights"
+        r"\(no network\); fetch https://\S+/xception-43020ad28.pth and name a file with --weights"
     )
     with pytest.raises(Complaint, match=words):
         load_network("timm:legacy_xception")
@@ -251,7 +251,9 @@ def test_timms_weights_that_cannot_be_had_name_the_file(monkeypatch):
 
 def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(Complaint, match=r"timm:resnet18 needs timm; .*pip install timm"):
+    with pytest.raises(
+        Complaint, match=r"timm:resnet18 needs timm .*; install it with: pip install timm"
+    ):
         load_network("timm:resnet18")
 
 

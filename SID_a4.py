@@ -940,7 +940,7 @@ PANELS = {  # title and meaning; {} is the method's or the gradient's own name
     "raw": ("Raw", "what the\nnetwork sees"),
     "gradcam": ("{cam}", "where the\nevidence {lies}"),
     "guided": ("{guided}", "pixels for it\nand against"),
-    "guided-gradcam": ("{guided_cam}", "those within\nthe evidence"),
+    "guided-gradcam": ("{guided_cam}", "pixels within\nthe evidence"),
     "overlay": ("Overlay", "the evidence on\nthe picture"),
 }
 

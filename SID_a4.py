@@ -1352,17 +1352,18 @@ def account(
     figure += f" of {tally.columns} columns" if figure and tally.columns > tally.explained else ""
     seen, right = tally.seen.total(), tally.right.total()
     accuracy = f"accuracy  {right} of {seen} with a label are right ({right / max(seen, 1):.1%})"
-    each = ", ".join(f"{name} {tally.right[name]}/{n}" for name, n in sorted(tally.seen.items()))
+    counts = (f"{name} {tally.right[name]}/{n}" for name, n in sorted(tally.seen.items()))
+    each = ", ".join(words.replace(" ", "\N{NO-BREAK SPACE}") for words in counts)
     return "\n".join([
         f"network   {network.title}",
         f"layer     {first.layer}, {first.alpha.shape[1]} maps of {size}",
         f"pad       {pad_words(first, options.pad)}",
         f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}{figure}",
         *([accuracy] if seen else []),
-        *textwrap.wrap(each, 90, initial_indent=" " * 10, subsequent_indent=" " * 10),
+        *(f"          {line}" for line in textwrap.wrap(each, 80)),
         *(f"note      {words} ({n})" for words, n in tally.notes.items()),
         f"written   {one_line(options.out / STEM)}.png and .csv; gradcam/ and raw/ beside them",
-    ])  # fmt: skip
+    ]).replace("\N{NO-BREAK SPACE}", " ")  # fmt: skip
 
 
 def pad_words(explanation: Explanation, asked: int | Literal["auto"]) -> str:

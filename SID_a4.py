@@ -529,7 +529,7 @@ def fitted(picture: Picture, whole: Image.Image, network: Network, invert: bool)
     image, notes = whole.convert("L" if len(network.mean) == 1 else "RGB"), []
     image = ImageOps.invert(image) if invert else image
     pixels = np.asarray(image)
-    border = int(np.median([*pixels[[0, -1]].flat, *pixels[:, [0, -1]].flat]))
+    border = int(np.median(np.concatenate([pixels[[0, -1]].ravel(), pixels[:, [0, -1]].ravel()])))
     if border > 127 and network.cover is None and not invert:
         notes.append("bright border: if this is dark ink on white paper, add --invert")
     c = class_number(picture.label, network.classes)
@@ -579,11 +579,11 @@ def plain(name: str) -> str:
 
 def file_name(name: str, taken: dict[str, int]) -> str:
     """The name made safe for a file on any system, and numbered if an earlier picture has it."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("._-").encode()[:200].decode(errors="ignore")
-    plain = unique = plain or "picture"
+    safe = re.sub(r"[^\w.-]+", "_", name).strip("._-").encode()[:200].decode(errors="ignore")
+    safe = unique = safe or "picture"
     while unique.casefold() in taken:
-        taken[plain.casefold()] += 1
-        unique = f"{plain}-{taken[plain.casefold()]}"
+        taken[safe.casefold()] += 1
+        unique = f"{safe}-{taken[safe.casefold()]}"
     taken[unique.casefold()] = 1
     return unique
 
@@ -655,15 +655,15 @@ def explain_each(
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         layer = layer or find_layer(net, x[:1])
         x = x.detach().clone().requires_grad_()
-        setattr(x, STRIDE, (1, 1))
-        hook = forward_hook(submodule(net, layer), (watch := Watch()).keep_maps)
+        hook = forward_hook(submodule(net, layer), (watch := Watch(x)).keep_maps)
         with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
             output = net(x.clone())  # the clone, because a network may overwrite its input
         logits = getattr(output, LOGITS, output)  # (B, C), before a last softmax
         logits = checked(logits, 2, "the network", "give one that returns logits (B, classes)")
         how = "name a convolution or a block of them, which gives maps (B, K, u, v)"
         A = checked(watch.A, 4, f"layer {layer}", how)
-        stride = getattr(A, STRIDE, None)
+        stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
+        negative = bool((maps < 0).any())
         for c in [as_target(target, logits) for target in targets]:  # (B,)
             # The sum over the batch mixes nothing: no picture's logit depends on another picture.
             y_c = logits.gather(1, c[:, None]).sum()
@@ -671,13 +671,13 @@ def explain_each(
                 (dyc_dA,) = torch.autograd.grad(y_c, A, retain_graph=True)  # walks only the head
             R = watch.guided_backprop(y_c, x) if guided else None
             for method in methods:
-                alpha = METHODS[method](A.detach(), dyc_dA)
-                cells = grad_cam(A.detach(), alpha)
+                alpha = METHODS[method](maps, dyc_dA)
+                cells = grad_cam(maps, alpha)
                 pads, L_c = place(cells, x.shape[2:], stride, pad)
                 guided_cam = None if R is None else R * L_c[:, None]  # (B, C, H, W)
                 found.append(Explanation(
                     logits.detach(), c, layer, method, stride, pads, alpha, cells, L_c, R,
-                    guided_cam, bool((A < 0).any()), watch.relus, tuple(watch.unguided),
+                    guided_cam, negative, watch.relus, tuple(watch.unguided),
                 ))  # fmt: skip
     return found
 
@@ -726,8 +726,10 @@ def place(
     """The cells (B, u, v) where they lie in a picture of size (H, W): the pads, and (B, H, W)."""
     if pad == "auto" and stride is not None:
         (H, W), (u, v), (down, across) = size, cells.shape[1:], stride
-        rows, columns = interpolation(H, u, down, cells), interpolation(W, v, across, cells)
-        return lost(size, (u, v), stride), rows @ cells @ columns.T
+        pads = lost(size, (u, v), stride)
+        rows = interpolation(H, u, down, pads[0]).to(cells)
+        columns = interpolation(W, v, across, pads[1]).to(cells)
+        return pads, rows @ cells @ columns.T
     if pad != "auto" and (not isinstance(pad, int) or pad < 0):
         raise Complaint(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
     N = 0 if pad == "auto" else pad
@@ -742,13 +744,13 @@ def lost(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[flo
     return down, across
 
 
-def interpolation(S: int, n: int, s: float, like: Tensor) -> Tensor:
+def interpolation(S: int, n: int, s: int, pad: float) -> Tensor:
     """(S, n) bilinear weights that centre cell j on S/2 - 1/2 + s (j - (n-1)/2)."""
     p, j = torch.arange(S, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
     t = (p - (S - 1) / 2) / s + (n - 1) / 2  # where pixel p falls among the cells
-    whole = max(0, math.floor((S / s - n) / 2))  # so many cells of the pad are zero,
-    t = t.clamp(-whole, n - 1 + whole)  # and what is left of it repeats its neighbour
-    return F.relu(1 - (t[:, None] - j).abs()).to(like)
+    zeros = max(0, math.floor(pad))  # whole cells of pad are zero,
+    t = t.clamp(-zeros, n - 1 + zeros)  # and what is left of it repeats its neighbour
+    return F.relu(1 - (t[:, None] - j).abs())
 
 
 STRIDE, LOGITS = "stride_so_far", "logits_before"  # what a Watch writes on tensors
@@ -769,8 +771,9 @@ class Watch(TorchFunctionMode):
 
     A: Any = None
 
-    def __init__(self) -> None:
+    def __init__(self, x: Tensor) -> None:
         super().__init__()
+        setattr(x, STRIDE, (1, 1))
         self.relus, self.unguided = 0, dict[str, None]()  # a set that keeps its order
         # The hooks live as long as the graph. They hold this list, not the watch, which holds A,
         # whose graph holds the hooks: a circle through C++ that Python can never free.
@@ -1399,8 +1402,7 @@ def layer_table(network: Network) -> str:
         rows.append((f"{name} ({type(module).__name__})", str(shape), f"{count:,}",
                      f"{sum(counts.values()):,}", each_axis(stride or ()), each_axis(pads)))
 
-    setattr(x, STRIDE, (1, 1))
-    with ExitStack() as hooks, torch.no_grad(), Watch():
+    with ExitStack() as hooks, torch.no_grad(), Watch(x):
         for name, module in net.named_modules():
             if not any(module.children()):
                 hooks.enter_context(forward_hook(module, partial(note, name)))

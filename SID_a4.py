@@ -610,7 +610,7 @@ class Explanation:
     L_c: Tensor  # (B, H, W) the same where it lies in the picture
     R: Tensor | None  # (B, C, H, W) guided backpropagation
     guided_cam: Tensor | None  # (B, C, H, W) R * L_c
-    negative: bool  # has A negative values? Grad-CAM++ and XGrad-CAM assume that it has none
+    negative: Tensor  # (B,) has A negative values? Grad-CAM++ and XGrad-CAM assume it has none
     relus: int  # calls of a ReLU, which guided backpropagation is defined for
     unguided: tuple[str, ...]  # other activations, which the plain gradient passes
 
@@ -654,7 +654,7 @@ def explain_each(
     found = []
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         layer = layer or find_layer(net, x[:1])
-        x = x.detach().clone().requires_grad_()
+        x = x.detach().clone(memory_format=torch.channels_last).requires_grad_()
         hook = forward_hook(submodule(net, layer), (watch := Watch(x)).keep_maps)
         with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
             output = net(x.clone())  # the clone, because a network may overwrite its input
@@ -663,13 +663,14 @@ def explain_each(
         how = "name a convolution or a block of them, which gives maps (B, K, u, v)"
         A = checked(watch.A, 4, f"layer {layer}", how)
         stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
-        negative = bool((maps < 0).any())
-        for c in [as_target(target, logits) for target in targets]:  # (B,)
+        negative = (maps < 0).flatten(1).any(1)
+        for left, c in enumerate([as_target(t, logits) for t in targets], 1 - len(targets)):  # (B,)
             # The sum over the batch mixes nothing: no picture's logit depends on another picture.
             y_c = logits.gather(1, c[:, None]).sum()
             with complaining(f"layer {layer} does not lead to the logits", "name another one"):
-                (dyc_dA,) = torch.autograd.grad(y_c, A, retain_graph=True)  # walks only the head
-            R = watch.guided_backprop(y_c, x) if guided else None
+                keep = guided or left < 0  # else the graph is freed as it is walked
+                (dyc_dA,) = torch.autograd.grad(y_c, A, retain_graph=keep)  # walks only the head
+            R = watch.guided_backprop(y_c, x, again=left < 0) if guided else None
             for method in methods:
                 alpha = METHODS[method](maps, dyc_dA)
                 cells = grad_cam(maps, alpha)
@@ -744,6 +745,7 @@ def lost(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[flo
     return down, across
 
 
+@cache
 def interpolation(S: int, n: int, s: int, pad: float) -> Tensor:
     """(S, n) bilinear weights that centre cell j on S/2 - 1/2 + s (j - (n-1)/2)."""
     p, j = torch.arange(S, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
@@ -777,8 +779,7 @@ class Watch(TorchFunctionMode):
         self.relus, self.unguided = 0, dict[str, None]()  # a set that keeps its order
         # The hooks live as long as the graph. They hold this list, not the watch, which holds A,
         # whose graph holds the hooks: a circle through C++ that Python can never free.
-        self.guiding = guiding = [False]
-        self.guide = lambda gradient: gradient.clamp(min=0) if guiding[0] else gradient
+        self.guiding = [False]
 
     def keep_maps(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         self.A = output
@@ -800,18 +801,37 @@ class Watch(TorchFunctionMode):
         if is_relu(name, args, kwargs):
             self.relus += 1
             if out.requires_grad:
-                out.register_hook(self.guide)  # guided backprop: only what speaks for c goes on
+                guide(out, self.guiding)
         elif name in NO_RELU:
             self.unguided[name] = None
         if name.endswith("softmax"):
             setattr(out, LOGITS, argument(args, kwargs, 0, "input"))
         return out
 
-    def guided_backprop(self, y_c: Tensor, x: Tensor) -> Tensor:
+    def guided_backprop(self, y_c: Tensor, x: Tensor, again: bool) -> Tensor:
         self.guiding[0] = True
-        (R,) = torch.autograd.grad(y_c, x, retain_graph=True)
+        (R,) = torch.autograd.grad(y_c, x, retain_graph=again)
         self.guiding[0] = False
         return R  # (B, C, H, W)
+
+
+def guide(out: Tensor, guiding: list[bool]) -> None:
+    """Guided backpropagation: of a ReLU's gradient only what speaks for the class goes on.
+
+    Clamped behind the ReLU's own backward pass (which multiplies by 0 or 1: before it would be the
+    same), its tensor is nobody else's: in place it costs a fiftieth of VGG-16's time, not a tenth.
+    """
+
+    def clamp(gradients: Sequence[Tensor | None], _given: Any) -> None:
+        for gradient in gradients:
+            if guiding[0] and gradient is not None:
+                gradient.clamp_(min=0)
+
+    if out._is_view():  # written through it, the gradient is of the whole that it is a view of
+        out.register_hook(lambda gradient: gradient.clamp(min=0) if guiding[0] else gradient)
+    else:
+        assert out.grad_fn is not None
+        out.grad_fn.register_hook(clamp)
 
 
 def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
@@ -871,7 +891,7 @@ def as_target(target: Target, logits: Tensor) -> Tensor:
     B, C = logits.shape
     if target is None:
         return logits.detach().argmax(1)
-    c = torch.as_tensor(target, device=logits.device)
+    c = torch.as_tensor(target)
     c = c.expand(B) if c.ndim == 0 else c
     if c.shape != (B,):
         raise Complaint(f"targets of shape {tuple(c.shape)} were given for {B} pictures; "
@@ -881,7 +901,7 @@ def as_target(target: Target, logits: Tensor) -> Tensor:
         wrong = wrong or c.tolist()
         raise Complaint(f"class {wrong[0]} was given; the network has classes 0 to {C - 1}: name "
                         "one of these")
-    return c.long()
+    return c.long().to(logits.device)
 
 
 def find_layer(net: nn.Module, x: Tensor) -> str:
@@ -1014,7 +1034,7 @@ def table_row(
         return row | {"note": f"skipped: {picture.note}"}
     probability, predicted = explanation.logits[0].softmax(0).max(0)
     notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
-    if explanation.negative and explanation.method in ("gradcam++", "xgradcam"):
+    if explanation.negative.any() and explanation.method in ("gradcam++", "xgradcam"):
         notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
                      f"{explanation.layer} have negative values")
     return row | {
@@ -1259,7 +1279,8 @@ def explained(
     network: Network, pictures: Iterator[Picture], tally: Tally, options: argparse.Namespace
 ) -> Iterator[Result]:
     """Each picture with its explanations, target by target."""
-    net, left = network.net.to(options.device), options.limit or sys.maxsize
+    net = network.net.to(options.device, memory_format=torch.channels_last)
+    left = options.limit or sys.maxsize
     guided = any(name.startswith("guided") for name in options.panels)
     while left and (batch := list(itertools.islice(pictures, BATCH))):
         chosen = [picture for picture in batch if picture.image is not None]

@@ -453,6 +453,7 @@ def same(a, b):
         other = getattr(b, name)
         if isinstance(value, torch.Tensor):
             close = 1e-6 if value.dtype == torch.float32 else 1e-12
+            value, other = value.double(), other.double()
             scale = float(value.abs().max())
             torch.testing.assert_close(value, other, rtol=0, atol=close * scale)
         else:

@@ -34,25 +34,30 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, most of a short r
 
 import argparse
 import csv
+import ctypes
 import difflib
 import importlib
 import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import pickletools
 import re
 import runpy
+import shutil
 import sys
 import tempfile
 import textwrap
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
@@ -64,6 +69,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -368,7 +374,7 @@ SUFFIXES = (".json", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", "
 DATA_SETS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
 PIXELS = "give 28 x 28 or 784 numbers a picture, from 0 to 255 or from 0 to 1"
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-Found = tuple[str, str, Callable[[], Image.Image]]  # name, label and how to load it
+Item = tuple[str, str, Callable[[], Image.Image]]  # name, label and how to load it
 
 
 @dataclass(frozen=True)
@@ -386,19 +392,29 @@ class Picture:
 def read_pictures(
     sources: Iterable[str | Path], network: Network, invert: bool = False, keep: bool = False
 ) -> Iterator[Picture]:
-    """Every picture of the sources, one at a time, each under a name of its own."""
+    """Every picture of the sources, one at a time."""
+    return (decoded(item, network, invert, keep) for item in items_in(sources, network.classes))
+
+
+def items_in(sources: Iterable[str | Path], classes: tuple[str, ...]) -> Iterator[Item]:
+    """What is there to read, each under a name of its own."""
     taken: dict[str, int] = {}
     for source in map(str, sources):
-        for name, label, load in found_in(source, network.classes):
-            picture = Picture(file_name(name, taken), None, label)
-            try:
-                picture = fitted(picture, load(), network, invert)
-                yield picture if keep else replace(picture, whole=None)
-            except Complaint as problem:
-                yield replace(picture, note=one_line(problem))
+        for name, label, load in found_in(source, classes):
+            yield file_name(name, taken), label, load
 
 
-def found_in(source: str, classes: tuple[str, ...]) -> Iterator[Found]:
+def decoded(item: Item, network: Network, invert: bool, keep: bool) -> Picture:
+    name, label, load = item
+    picture = Picture(name, None, label)
+    try:
+        picture = fitted(picture, load(), network, invert)
+        return picture if keep else replace(picture, whole=None)
+    except Complaint as problem:
+        return replace(picture, note=one_line(problem))
+
+
+def found_in(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
     """What is in a data set, a file, or a folder with its sub-folders, in name order."""
     kind, _, root = source.partition(":")
     if kind in DATA_SETS and root:
@@ -414,7 +430,7 @@ def found_in(source: str, classes: tuple[str, ...]) -> Iterator[Found]:
                     yield from in_file(path, label)
 
 
-def in_file(path: Path, label: str = "") -> Iterator[Found]:
+def in_file(path: Path, label: str = "") -> Iterator[Item]:
     if path.suffix.lower() != ".json":
         yield path.stem, label, partial(open_image, path)
         return
@@ -514,14 +530,14 @@ def refuse(words: str) -> NoReturn:
     raise Complaint(words)
 
 
-def data_set(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Found]:
+def data_set(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Item]:
     """The test pictures of torchvision's data set, downloaded if they are not there."""
     how = "put torchvision's copy of it there"
     with complaining(f"{kind} is not in {root} and could not be had", how):
         data = getattr(import_torchvision().datasets, DATA_SETS[kind])(root, False, download=True)
     names = classes if len(classes) == len(data.classes) else data.classes  # numbered as they are
-    for i, (image, label) in enumerate(data):
-        yield f"{kind}_{i}", names[label], image.copy
+    for i, label in enumerate(data.targets):
+        yield f"{kind}_{i}", names[label], partial(lambda i: data[i][0], i)
 
 
 def fitted(picture: Picture, whole: Image.Image, network: Network, invert: bool) -> Picture:
@@ -850,8 +866,13 @@ def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among some values and in the lists among them."""
-    flat = itertools.chain.from_iterable(v if isinstance(v, list | tuple) else [v] for v in values)
-    return [v for v in flat if isinstance(v, Tensor)]
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [v for v in value if isinstance(v, Tensor)]
+    return found
 
 
 def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
@@ -1026,12 +1047,12 @@ def overlay(
 
 
 def table_row(
-    picture: Picture, explanation: Explanation | None, classes: Sequence[str]
+    picture: Picture, explanation: Explanation | None, classes: Sequence[str], said: str = ""
 ) -> Row:
-    """What the table and the figure say of a picture."""
+    """What the table and the figure say of a picture; said: of one that is not explained."""
     row = dict.fromkeys(COLUMNS, "") | {"image": picture.name, "label": picture.label}
     if explanation is None:
-        return row | {"note": f"skipped: {picture.note}"}
+        return row | {"predicted": said, "note": "" if said else f"skipped: {picture.note}"}
     probability, predicted = explanation.logits[0].softmax(0).max(0)
     notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
     if explanation.negative.any() and explanation.method in ("gradcam++", "xgradcam"):
@@ -1171,44 +1192,86 @@ def draw_margins(
 
 
 # ----------------------------------------------------------------------------------------- Run
+#
+# The pictures are cut into numbered blocks of --batch-size. A block is decoded by a worker,
+# explained, and written: last of all its part of the table, .SID_a4.parts/7.csv. A part that is
+# there says that its block is done. So --resume does the blocks that have none, the ranks of
+# torchrun share them out by number, and the table is the parts one after the other.
 
-Result = tuple[Picture, list[Explanation]]  # a list without any: it could not be read
-BATCH = 16  # pictures explained at once
-GRID = 8  # columns of the figure
+# torchrun tells each of its processes which one it is.
+RANK, LOCAL_RANK, WORLD, RESTARTS = (
+    int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else alone
+    for name, alone in [("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1),
+                        ("TORCHELASTIC_RESTART_COUNT", 0)]
+)  # fmt: skip
+FREE = ("device", "grid", "out", "quiet", "resume", "workers")  # to change for a run that goes on
+WRITERS = 2  # threads
+Result = tuple[Picture, list[Explanation], list[Row]]  # no explanation: unreadable, or not picked
+
+
+class Blocks(IterableDataset[tuple[int, list[Picture]]]):
+    """The wanted blocks that are not done, decoded; each worker of a DataLoader has its share."""
+
+    def __init__(
+        self, network: Network, options: argparse.Namespace, wanted: Container[int],
+        done: Container[int] = (),
+    ) -> None:  # fmt: skip
+        self.network = replace(network, net=nn.Identity())  # a worker needs no copy of it
+        self.options, self.wanted, self.done = options, wanted, done
+
+    def items(self) -> Iterator[Item]:
+        """All there are, or --limit; that counts those that are picked, where some are picked."""
+        limit = self.options.limit if self.options.pick == "all" else None
+        return itertools.islice(items_in(self.options.images, self.network.classes), limit)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Picture]]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        items = self.items()
+        blocks = enumerate(iter(lambda: [*itertools.islice(items, self.options.batch_size)], []))
+        todo = (b for b in blocks if b[0] in self.wanted and b[0] not in self.done)
+        for number, block in itertools.islice(todo, first, None, step):
+            yield number, [self.picture(item) for item in block]
+
+    def picture(self, item: Item) -> Picture:
+        picture = decoded(item, self.network, self.options.invert, self.options.full_size)
+        if "label" not in self.options.target or picture.label or picture.image is None:
+            return picture
+        return replace(picture, image=None, note=f"{picture.name} has no label for --target label; "
+                       "put it into a folder that is named after its class")  # fmt: skip
 
 
 @dataclass
 class Tally:
-    """What the account needs to know of the pictures that went by."""
+    """What the account needs to know of the rows that went by."""
 
     explained: int = 0
-    skipped: int = 0
-    columns: int = 0  # an explanation each
-    shown: list[tuple[Picture, Explanation]] = field(default_factory=list)  # in the figure
+    columns: int = 0  # of the figure, if it showed all
+    skipped: list[str] = field(default_factory=list)
+    shown: dict[str, int] = field(default_factory=dict)  # pictures of the figure, and their blocks
     notes: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)  # by label
     right: Counter[str] = field(default_factory=Counter)
 
-    def judge(self, label: str, predicted: str) -> None:
+    def add(self, rows: list[Row], block: int, grid: int) -> None:
+        """The rows of one picture."""
+        label, predicted = rows[0]["label"], rows[0]["predicted"]
         if label and predicted:
             self.seen[label] += 1
             self.right[label] += label == predicted
-
-    def add(self, picture: Picture, explanations: list[Explanation], rows: list[Row]) -> None:
-        if not explanations:
-            self.skipped += 1
-            print(f"{SCRIPT}: {rows[0]['note']}", file=sys.stderr)
-            return
-        self.explained += 1
-        self.columns += len(explanations)
-        if self.columns <= GRID or not self.shown:  # whole pictures, unless one alone is too much
-            self.shown += [(picture, one) for one in explanations][:GRID]
-        for row in rows:
-            self.notes.update(filter(None, row["note"].split("; ")))
+        if not predicted:
+            self.skipped.append(rows[0]["note"])
+        elif rows[0]["target"]:
+            self.explained += 1
+            self.columns += len(rows)
+            if self.columns <= grid or not self.shown:  # whole pictures; one at least
+                self.shown[rows[0]["image"]] = block
+            for row in rows:
+                self.notes.update(filter(None, row["note"].split("; ")))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Reads, explains and writes, a batch at a time; 1 if a picture had to be left out."""
+    """Reads, explains and writes, block by block; 1 if a picture had to be left out."""
     started = time.perf_counter()
     feed = {name: getattr(options, name) for name in ("size", "mean", "std")}
     feed = {name: value for name, value in feed.items() if value is not None}
@@ -1216,105 +1279,272 @@ def run(options: argparse.Namespace) -> int:
     if options.layers:
         print(layer_table(network))
         return 0
-    if options.weights == "none":
+    if options.weights == "none" and RANK == 0:
         print(f"{SCRIPT}: the weights are RANDOM: these maps mean nothing", file=sys.stderr)
     check_targets(options.target, network.classes)
-    pictures = read_pictures(options.images, network, options.invert, options.full_size)
-    if "label" in options.target:
-        pictures = map(needs_label, pictures)
-    tally = Tally()
-    results = explained(network, once_readable(pictures), tally, options)
-    write_results(network, results, tally, options)
+    parts = options.out / f".{STEM}.parts"
+    if WORLD > 1:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    if RANK == 0:
+        begin(parts, options)
+    together()
+    at_hand = explain_blocks(network, options, parts)
+    together()
+    if RANK:
+        return 0
+    tally = merged(parts, options)
+    columns = columns_of(tally, at_hand, network, options)
+    save_figure(columns, network, options)
+    shutil.rmtree(parts)
+    for note in tally.skipped:
+        print(f"{SCRIPT}: {note}", file=sys.stderr)
     if not options.quiet:
-        print(account(network, options, tally, time.perf_counter() - started))
-    return 1 if tally.skipped else 0
+        print(account(network, options, tally, columns[0][1], time.perf_counter() - started))
+    # To torchrun a rank that ends with 1 has failed, and it would start all of them again.
+    return 1 if tally.skipped and WORLD == 1 else 0
 
 
-def write_results(
-    network: Network, results: Iterator[Result], tally: Tally, options: argparse.Namespace
-) -> None:
-    """The table, the figure and each picture, while the results come in."""
-    out, style = options.out, Style(options.panels, options.colormap, options.opacity)
-    with whole(out / f"{STEM}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        for picture, explanations in results:
-            each: Sequence[Explanation | None] = explanations or [None]
-            rows = [table_row(picture, one, network.classes) for one in each]
-            table.writerows(rows)
-            tally.add(picture, explanations, rows)
-            if options.pick == "all":  # else all that were looked at are counted, not these alone
-                tally.judge(rows[0]["label"], rows[0]["predicted"])
-            save_pictures(picture, explanations, style, options)
-        if not tally.shown:
-            raise Complaint(f"no picture is {options.pick} (of {tally.seen.total()} with a label); "
-                            "give others, or another --pick")
-        pictures, shown = [p for p, _ in tally.shown], [e for _, e in tally.shown]
-        figure = draw_grid(pictures, shown, network.classes, style)
-        with whole(out / f"{STEM}.png") as part_of_figure:
-            figure.savefig(part_of_figure, format="png", metadata={"Software": None})
+def begin(parts: Path, options: argparse.Namespace) -> None:
+    """With --resume the parts of a run of the same settings are kept; else there are none."""
+    settings = {name: str(value) for name, value in vars(options).items() if name not in FREE}
+    kept = parts / "settings.json"
+    if kept.exists() and (options.resume or RESTARTS):
+        with complaining(f"--resume: {kept} is broken", f"delete {parts}"):
+            before = json.loads(kept.read_text())
+            other = [name for name in settings if before[name] != settings[name]]
+        if other:
+            raise Complaint(f"--resume would go on with a run whose {other[0].replace('_', '-')} "
+                            f"was {before[other[0]]}, not {settings[other[0]]}; give the same, or "
+                            "leave --resume away")
+        return
+    shutil.rmtree(parts, ignore_errors=True)
+    shutil.rmtree(options.out / "maps", ignore_errors=not options.save_maps)
+    with whole(kept) as part:
+        part.write_text(json.dumps(settings))
 
 
-def once_readable(pictures: Iterator[Picture]) -> Iterator[Picture]:
-    """The same pictures, once one of them could be read: before that nothing is written."""
-    unreadable: list[Picture] = []
-    for picture in pictures:
-        if picture.image is not None:
-            return itertools.chain(unreadable, [picture], pictures)
-        unreadable.append(picture)
-    if not unreadable:
-        raise Complaint(f"no pictures were given; give files or folders with {' '.join(SUFFIXES)}")
-    more = f" (and {len(unreadable) - 1} more that can't be read)" if unreadable[1:] else ""
-    raise Complaint(unreadable[0].note + more)
+def together() -> None:
+    """Waits for all ranks. One that failed has said so, and torchrun ends the others."""
+    if WORLD > 1:
+        try:
+            torch.distributed.barrier()
+        except RuntimeError:
+            sys.exit(1)
 
 
-def needs_label(picture: Picture) -> Picture:
-    if picture.label or picture.image is None:
-        return picture
-    return replace(picture, image=None, note=f"{picture.name} has no label for --target label; put "
-                   "it into a folder that is named after its class")  # fmt: skip
+def explain_blocks(
+    network: Network, options: argparse.Namespace, parts: Path
+) -> dict[int, list[Result]]:
+    """This rank's blocks; decoding, explaining and writing overlap. Returns the figure's blocks."""
+    keep_memory()
+    network.net.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    done = {int(part.stem) for part in parts.glob("*.csv")}
+    blocks = Blocks(network, options, range(RANK, sys.maxsize, WORLD), done)
+    total = sum(1 for _ in blocks.items())
+    workers = options.workers if total > 4 * options.batch_size else 0
+    loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=alone)
+    at_hand: dict[int, list[Result]] = {}
+    columns, left = 0, still_to_pick(parts, options)
+    with progress(total, len(done), options) as bar, ThreadPoolExecutor(WRITERS) as pool:
+        writing: deque[Future[None]] = deque()
+        for number, block in loader:
+            results = explained(network, block, left, options)
+            if columns < options.grid:
+                at_hand[number] = results
+                columns += sum(len(explanations) for _, explanations, _ in results)
+            writing.append(pool.submit(write_block, number, results, parts, network, options))
+            if len(writing) > WRITERS:
+                writing.popleft().result()
+            bar.update(len(block))
+            left -= sum(bool(explanations) for _, explanations, _ in results)
+            if not left:
+                break
+        for each in writing:
+            each.result()
+    return at_hand
+
+
+def keep_memory() -> None:
+    """Freed memory stays here for the next batch: Linux hands it out anew page by page, which is
+    slow enough to take a quarter of VGG-16's time, and two thirds of a batch-norm's."""
+    with suppress(AttributeError, OSError, TypeError):  # only the GNU C library has it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def alone(_worker: int) -> None:
+    """A worker leaves Ctrl-C to the process that started it, and the cores to the network."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def progress(total: int, done: int, options: argparse.Namespace) -> Any:
+    """A bar on standard error, for a person, on what takes longer than two seconds."""
+    from tqdm import tqdm
+
+    hidden = True if options.quiet or RANK else None  # None: unless it is a terminal
+    share, before = -(-total // WORLD), done * options.batch_size // WORLD
+    return tqdm(total=share, initial=min(before, share), delay=2, disable=hidden, unit=" pictures")
+
+
+def still_to_pick(parts: Path, options: argparse.Namespace) -> int:
+    """With --pick, --limit counts the pictures that were picked, also before --resume."""
+    if options.pick == "all" or options.limit is None:
+        return sys.maxsize
+    picked = {row["image"] for _, rows in rows_in(parts) for row in rows if row["target"]}
+    return int(options.limit) - len(picked)
 
 
 def explained(
-    network: Network, pictures: Iterator[Picture], tally: Tally, options: argparse.Namespace
-) -> Iterator[Result]:
-    """Each picture with its explanations, target by target."""
-    net = network.net.to(options.device, memory_format=torch.channels_last)
-    left = options.limit or sys.maxsize
-    guided = any(name.startswith("guided") for name in options.panels)
-    while left and (batch := list(itertools.islice(pictures, BATCH))):
-        chosen = [picture for picture in batch if picture.image is not None]
-        if options.pick != "all":
-            chosen = picked(network, chosen, tally, options)
-        chosen = chosen[:left]
-        left -= len(chosen)
-        found: dict[str, list[Explanation]] = {picture.name: [] for picture in chosen}
-        if chosen:
-            x = network.tensor([p.image for p in chosen if p.image]).to(options.device)
-            c = [classes_of(target, chosen, network.classes) for target in options.target]
-            for each in explain_each(net, x, c, network.layer, options.method, options.pad, guided):
-                for picture, one in zip(chosen, each.map(Tensor.cpu), strict=True):
-                    found[picture.name].append(replace(one, L_c=blurred(one.L_c, options.blur)))
-        for picture in batch:
-            if picture.image is None or picture.name in found:
-                yield picture, found.get(picture.name, [])
+    network: Network, block: list[Picture], left: int, options: argparse.Namespace
+) -> list[Result]:
+    """The block's pictures, each with its explanations, target by target, and its rows."""
+    chosen = [picture for picture in block if picture.image is not None]
+    said = predictions(network, chosen, options) if options.pick != "all" and chosen else {}
+    if options.pick != "all":
+        right = options.pick == "right"
+        chosen = [p for p in chosen if p.label and (p.label == said[p.name]) == right][:left]
+    found: dict[str, list[Explanation]] = {picture.name: [] for picture in block}
+    if chosen:
+        guided = any(name.startswith("guided") for name in options.panels)
+        c = [classes_of(target, chosen, network.classes) for target in options.target]
+        x, layer = batch(network, chosen, options), network.layer
+        for each in fetched(
+            explain_each(network.net, x, c, layer, options.method, options.pad, guided)
+        ):
+            each = replace(each, L_c=blurred(each.L_c, options.blur))
+            for picture, one in zip(chosen, each, strict=True):
+                found[picture.name].append(one)
+    results = []
+    for picture in block:
+        each_or_none: Sequence[Explanation | None] = found[picture.name] or [None]
+        rows = [table_row(picture, one, network.classes, said.get(picture.name, ""))
+                for one in each_or_none]  # fmt: skip
+        results.append((picture, found[picture.name], rows))
+    return results
 
 
-def picked(
-    network: Network, pictures: Sequence[Picture], tally: Tally, options: argparse.Namespace
-) -> list[Picture]:
-    """Those with a label that the network gets right, or wrong; all of them are counted."""
-    if not pictures:
-        return []
+def batch(network: Network, pictures: Sequence[Picture], options: argparse.Namespace) -> Tensor:
+    return network.tensor([p.image for p in pictures if p.image]).to(options.device)
+
+
+def predictions(
+    network: Network, pictures: Sequence[Picture], options: argparse.Namespace
+) -> dict[str, str]:
     with torch.no_grad():
-        x = network.tensor([p.image for p in pictures if p.image]).to(options.device)
-        predicted = [network.classes[c] for c in network.net(x).argmax(1)]
-    chosen = []
-    for picture, said in zip(pictures, predicted, strict=True):
-        tally.judge(picture.label, said)
-        if picture.label and (picture.label == said) == (options.pick == "right"):
-            chosen.append(picture)
-    return chosen
+        c = network.net(batch(network, pictures, options)).argmax(1).tolist()
+    return {p.name: network.classes[one] for p, one in zip(pictures, c, strict=True)}
+
+
+def fetched(explanations: list[Explanation]) -> list[Explanation]:
+    """The same on the CPU, in one transfer: each one waits for all that a GPU has yet to do."""
+    if explanations[0].L_c.device.type == "cpu":
+        return explanations
+    sent = [t for e in explanations for t in vars(e).values() if isinstance(t, Tensor)]
+    bytes_ = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in sent]).cpu()
+    parts = iter(bytes_.split([tensor.nbytes for tensor in sent]))
+    # The clone begins at an address that any type of number may have.
+    return [e.map(lambda t: next(parts).clone().view(t.dtype).view(t.shape)) for e in explanations]
+
+
+def write_block(
+    number: int, results: list[Result], parts: Path, network: Network, options: argparse.Namespace
+) -> None:
+    """Each picture, the maps, and, as all that is there now, the part of the table."""
+    style = Style(options.panels, options.colormap, options.opacity)
+    for picture, explanations, _ in results:
+        if explanations and options.overlays == "all":
+            save_pictures(picture, explanations, style, options)
+    if options.save_maps:
+        save_maps(number, results, network, options)
+    with (
+        whole(parts / f"{number}.csv") as part,
+        part.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writerows(row for _, _, rows in results for row in rows)
+
+
+def save_maps(
+    number: int, results: list[Result], network: Network, options: argparse.Namespace
+) -> None:
+    """maps/000007.npz, one a block: numpy.load needs nothing else to read it."""
+    pairs = [(picture.name, one) for picture, found, _ in results for one in found]
+    if not pairs:
+        return
+    kind = np.dtype(options.save_maps)
+    arrays: dict[str, Any] = {
+        "image": [name for name, _ in pairs],
+        "target": [network.classes[int(one.target)] for _, one in pairs],
+        "method": [one.method for _, one in pairs],
+        "L_c": np.concatenate([one.L_c.numpy() for _, one in pairs]).astype(kind),
+    }
+    if all(one.R is not None for _, one in pairs):
+        arrays["R"] = np.concatenate([one.R.numpy() for _, one in pairs if one.R is not None])
+        arrays["R"] = arrays["R"].astype(kind)
+    with whole(options.out / "maps" / f"{number:06}.npz") as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
+    """Block by block, the rows of a picture at a time."""
+    for number in sorted(int(part.stem) for part in parts.glob("*.csv")):
+        with (parts / f"{number}.csv").open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file, COLUMNS)
+            for _, rows in itertools.groupby(table, itemgetter("image")):
+                yield number, list(rows)
+
+
+def merged(parts: Path, options: argparse.Namespace) -> Tally:
+    """All parts in one table, and what is in them."""
+    tally = Tally()
+    with (
+        whole(options.out / f"{STEM}.csv") as part,
+        part.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        for number, rows in rows_in(parts):
+            tally.add(rows, number, options.grid)
+            table.writerows(row for row in rows if row["target"] or row["note"])
+        if not tally.explained:
+            shutil.rmtree(parts)
+            raise nothing_explained(tally, options.pick)
+    return tally
+
+
+def nothing_explained(tally: Tally, pick: str) -> Complaint:
+    if pick != "all" and not tally.skipped:
+        return Complaint(f"no picture is {pick} (of {tally.seen.total()} with a label); give "
+                         "others, or another --pick")
+    if not tally.skipped:
+        return Complaint("no pictures were given; give files or folders with " + " ".join(SUFFIXES))
+    first, *others = (note.removeprefix("skipped: ") for note in tally.skipped)
+    return Complaint(first + (f" (and {len(others)} more that can't be read)" if others else ""))
+
+
+def columns_of(
+    tally: Tally, at_hand: dict[int, list[Result]], network: Network, options: argparse.Namespace
+) -> list[tuple[Picture, Explanation]]:
+    """Of the figure. What another rank, or an earlier run, has explained is explained again."""
+    missing = set(tally.shown.values()) - at_hand.keys()
+    blocks = iter(Blocks(network, options, missing))
+    for number, block in itertools.islice(blocks, len(missing)):
+        at_hand[number] = explained(network, block, sys.maxsize, options)
+    results = [result for number in sorted(at_hand) for result in at_hand[number]]
+    columns = [(p, one) for p, found, _ in results if p.name in tally.shown for one in found]
+    return columns[: options.grid]
+
+
+def save_figure(
+    columns: list[tuple[Picture, Explanation]], network: Network, options: argparse.Namespace
+) -> None:
+    style = Style(options.panels, options.colormap, options.opacity)
+    pictures, explanations = zip(*columns, strict=True)
+    figure = draw_grid(pictures, explanations, network.classes, style)
+    with whole(options.out / f"{STEM}.png") as part:
+        figure.savefig(part, format="png", metadata={"Software": None})
 
 
 def classes_of(target: str, pictures: Sequence[Picture], classes: tuple[str, ...]) -> Target:
@@ -1342,8 +1572,7 @@ def save_pictures(
     picture: Picture, explanations: Sequence[Explanation], style: Style, options: argparse.Namespace
 ) -> None:
     """raw/NAME.png, and gradcam/NAME.png; of several classes or methods NAME@CLASS@METHOD.png."""
-    if picture.image is None:
-        return
+    assert picture.image is not None
     save(options.out / "raw" / f"{picture.name}.png", picture.image)
     base, box = (picture.whole, picture.box) if picture.whole else (enlarged(picture.image), None)
     for explanation in explanations:
@@ -1365,13 +1594,12 @@ def save(path: Path, image: Image.Image) -> None:
 
 
 def account(
-    network: Network, options: argparse.Namespace, tally: Tally, seconds: float
+    network: Network, options: argparse.Namespace, tally: Tally, first: Explanation, seconds: float
 ) -> str:
     """What was done, in a few lines for a person."""
-    first = tally.shown[0][1]
     size = " x ".join(str(n) for n in first.cells.shape[1:])
-    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
-    shown = len(tally.shown)
+    skipped = f", {len(tally.skipped)} skipped" if tally.skipped else ""
+    shown = min(options.grid, len(tally.shown) * tally.columns // tally.explained)
     figure = f"; the figure shows the first {shown}" if tally.columns > shown else ""
     figure += f" of {tally.columns} columns" if figure and tally.columns > tally.explained else ""
     seen, right = tally.seen.total(), tally.right.total()
@@ -1453,7 +1681,6 @@ PARTS: set[Path] = set()  # files that are not complete yet
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file to write aside, which takes the path's place when it is complete, or vanishes."""
-    new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     PARTS.add(part)
@@ -1463,20 +1690,27 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
         PARTS.remove(part)
-        if new and not path.exists():
-            with suppress(OSError):  # others may have written into it
+        if not path.exists():
+            with suppress(OSError):  # there is more in it
                 path.parent.rmdir()
 
 
 def interrupted(*_signal: Any) -> NoReturn:
     """Ctrl-C. An exception would not do: raised while C++ calls back, it is printed and lost."""
-    for part in PARTS:
+    for part in list(PARTS):
         part.unlink(missing_ok=True)
-    os.write(2, f"{SCRIPT}: interrupted; every file that was written is whole\n".encode())
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os.write(2, f"{SCRIPT}: interrupted; every file is whole, --resume goes on\n".encode())
     os._exit(130)
 
 
 # -------------------------------------------------------------------------------- Command line
+
+
+def spare_cores() -> int:
+    """For decoding: not the one that the network needs at least."""
+    return min(4, (os.cpu_count() or 1) // WORLD - 1)
 
 
 def existing(text: str) -> str:
@@ -1508,6 +1742,8 @@ def device(name: str) -> torch.device:
     with complaining(f"{name} is not to be had here", how):
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
             raise ValueError("no such device")
+        if WORLD > 1 and name == "cuda":
+            name = f"cuda:{LOCAL_RANK}"  # one GPU a rank
         return torch.empty(0, device=name).device
 
 
@@ -1617,6 +1853,7 @@ def build_parser() -> Parser:
         "the network": network_options,
         "the explanation": explanation_options,
         "the figure": figure_options,
+        "the run": run_options,
     }.items():
         options(parser.add_argument_group(name).add_argument)
     return parser
@@ -1667,6 +1904,19 @@ def figure_options(add: Callable[..., Any]) -> None:
     add("--full-size", action="store_true", help="overlays on the whole pictures, uncut")
     add("--out", type=writable, default=str(HERE / "outputs"), metavar="FOLDER",
         help="where to write (default: outputs, beside the script)")
+    add("--grid", type=number(int, 1, 100), default=8, metavar="N", help=f"columns {DEFAULT}")
+    add("--overlays", choices=("all", "none"), default="all", help="a picture of each map, "
+        f"in raw/ and gradcam/ {DEFAULT}")
+    add("--save-maps", choices=("float16", "float32"), metavar="TYPE", help="the maps as numbers "
+        "too: maps/*.npz of float16 or float32")
+
+
+def run_options(add: Callable[..., Any]) -> None:
+    add("--batch-size", type=number(int, 1, 4096), default=16, metavar="N",
+        help=f"pictures explained at once {DEFAULT}")
+    add("--workers", type=number(int, 0, 256), default=spare_cores(), metavar="N",
+        help="processes that decode pictures, where there are many (here: %(default)s)")
+    add("--resume", action="store_true", help="go on with a run that was interrupted")
     add("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -1679,8 +1929,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Complaint, OSError) as error:  # OSError: a full disk, a folder that went away
-        words = error if isinstance(error, Complaint) else f"stopped: {error}; mend that, run again"
-        print(f"{SCRIPT}: error: {one_line(words)}", file=sys.stderr)
+        words = error if isinstance(error, Complaint) else f"stopped: {error}; mend it, then --resume"
+        if not LOCAL_RANK or torch.distributed.is_initialized():  # before, all ranks say the same
+            print(f"{SCRIPT}: error: {one_line(words)}", file=sys.stderr)
         return 2
 
 

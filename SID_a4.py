@@ -1002,14 +1002,21 @@ class Style:
 
         A few pixels of a gradient are far larger than the rest: its top two in a thousand saturate.
         """
-        from matplotlib import colormaps
-
         size = np.abs(values)
         top = np.quantile(size, 0.998, method="higher") if signed else size.max()
         values = values / (top or size.max() or 1)
-        colours = colormaps["RdBu_r" if signed else self.colormap]
-        painted: np.ndarray = colours((values + 1) / 2 if signed else values, bytes=True)
-        return painted[..., :3]
+        values = (values + 1) / 2 if signed else values
+        steps = (values * 256).clip(0, 255).astype(np.uint8)
+        return colours("RdBu_r" if signed else self.colormap).take(steps, axis=0)
+
+
+@cache
+def colours(colormap: str) -> np.ndarray:
+    """(256, 3) bytes, from 0 to 1: looked up here, as matplotlib makes its table for each image."""
+    from matplotlib import colormaps
+
+    table: np.ndarray = colormaps[colormap](np.arange(256), bytes=True)[:, :3]
+    return np.ascontiguousarray(table)
 
 
 def panel(name: str, picture: Picture, explanation: Explanation, style: Style) -> np.ndarray:
@@ -1033,17 +1040,22 @@ def overlay(
     (W, H), (h, w) = image.size, explanation.L_c.shape[1:]
     left, top, right, bottom = box or (0, 0, W, H)
     x, y = w / (right - left), h / (bottom - top)
-    where = ((W, H), Image.Transform.AFFINE, (x, 0, -left * x, 0, y, -top * y))
+    seen = (max(0, round(left)), max(0, round(top)), min(W, round(right)), min(H, round(bottom)))
+    part = ((seen[0] - left) * x, (seen[1] - top) * y, (seen[2] - left) * x, (seen[3] - top) * y)
+    within = [min(max(edge, 0), side) for edge, side in zip(part, (w, h, w, h), strict=True)]
+    picture = image.convert("RGB")
+    under = picture.crop(seen)
     L_c = Image.fromarray(explanation.L_c[0].numpy())  # enlarged first, and coloured then
-    heat = style.paint(np.asarray(L_c.transform(*where, Image.Resampling.BILINEAR)))
-    image = image.convert("RGB")
-    mixed = Image.blend(image, Image.fromarray(heat), style.opacity)
-    if not explanation.cells.any() and min(W, H) >= 100:  # on less it could not be read
-        font = ImageFont.load_default(min(W, H) / 12)
+    heat = style.paint(np.asarray(L_c.resize(under.size, Image.Resampling.BILINEAR, within)))
+    mixed = Image.blend(under, Image.fromarray(heat), style.opacity)
+    if not explanation.cells.any() and min(mixed.size) >= 100:  # on less it could not be read
+        font = ImageFont.load_default(min(mixed.size) / 12)
         ImageDraw.Draw(mixed).text(
-            (W / 2, H / 10), NO_EVIDENCE, "white", font, "mm", stroke_width=2, stroke_fill="black"
-        )
-    return Image.composite(mixed, image, Image.new("L", (w, h), 255).transform(*where))
+            (mixed.width / 2, mixed.height / 10), NO_EVIDENCE, "white", font, "mm",
+            stroke_width=2, stroke_fill="black",
+        )  # fmt: skip
+    picture.paste(mixed, seen[:2])
+    return picture
 
 
 def table_row(
@@ -1318,7 +1330,8 @@ def begin(parts: Path, options: argparse.Namespace) -> None:
                             "leave --resume away")
         return
     shutil.rmtree(parts, ignore_errors=True)
-    shutil.rmtree(options.out / "maps", ignore_errors=not options.save_maps)
+    if options.save_maps:
+        shutil.rmtree(options.out / "maps", ignore_errors=True)
     with whole(kept) as part:
         part.write_text(json.dumps(settings))
 
@@ -1590,7 +1603,7 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 def save(path: Path, image: Image.Image) -> None:
     with whole(path) as part:
-        image.save(part, "PNG")
+        image.save(part, "PNG", compress_level=1)  # a third of the time, and a third more bytes
 
 
 def account(

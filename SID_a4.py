@@ -57,7 +57,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
@@ -1041,8 +1040,9 @@ def overlay(
     left, top, right, bottom = box or (0, 0, W, H)
     x, y = w / (right - left), h / (bottom - top)
     seen = (max(0, round(left)), max(0, round(top)), min(W, round(right)), min(H, round(bottom)))
-    part = ((seen[0] - left) * x, (seen[1] - top) * y, (seen[2] - left) * x, (seen[3] - top) * y)
-    within = [min(max(edge, 0), side) for edge, side in zip(part, (w, h, w, h), strict=True)]
+    # The part of the map that lies on the picture; an edge may be a rounding error outside of it.
+    within = (max(0, (seen[0] - left) * x), max(0, (seen[1] - top) * y),
+              min(w, (seen[2] - left) * x), min(h, (seen[3] - top) * y))  # fmt: skip
     picture = image.convert("RGB")
     under = picture.crop(seen)
     L_c = Image.fromarray(explanation.L_c[0].numpy())  # enlarged first, and coloured then
@@ -1210,12 +1210,14 @@ def draw_margins(
 # there says that its block is done. So --resume does the blocks that have none, the ranks of
 # torchrun share them out by number, and the table is the parts one after the other.
 
-# torchrun tells each of its processes which one it is.
-RANK, LOCAL_RANK, WORLD, RESTARTS = (
-    int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else alone
-    for name, alone in [("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1),
-                        ("TORCHELASTIC_RESTART_COUNT", 0)]
-)  # fmt: skip
+# torchrun tells each of its processes which one it is. They meet in the output folder alone: a
+# process group can't be built again where a rank had to be restarted, as torchrun's store keeps the
+# addresses of the dead.
+LAUNCH = os.environ.get("TORCHELASTIC_RUN_ID", "")
+RANK, LOCAL_RANK, WORLD = (
+    int(os.environ[name]) if LAUNCH else alone
+    for name, alone in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+)
 FREE = ("device", "grid", "out", "quiet", "resume", "workers")  # to change for a run that goes on
 WRITERS = 2  # threads
 Result = tuple[Picture, list[Explanation], list[Row]]  # no explanation: unreadable, or not picked
@@ -1294,14 +1296,12 @@ def run(options: argparse.Namespace) -> int:
     if options.weights == "none" and RANK == 0:
         print(f"{SCRIPT}: the weights are RANDOM: these maps mean nothing", file=sys.stderr)
     check_targets(options.target, network.classes)
+    if WORLD > 1 and options.pick != "all" and options.limit:
+        raise Complaint("--pick with --limit was given to several processes, of which none knows "
+                        "what the others picked; leave one of them away, or use one process")
     parts = options.out / f".{STEM}.parts"
-    if WORLD > 1:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    if RANK == 0:
-        begin(parts, options)
-    together()
+    begin(parts, options)
     at_hand = explain_blocks(network, options, parts)
-    together()
     if RANK:
         return 0
     tally = merged(parts, options)
@@ -1317,32 +1317,34 @@ def run(options: argparse.Namespace) -> int:
 
 
 def begin(parts: Path, options: argparse.Namespace) -> None:
-    """With --resume the parts of a run of the same settings are kept; else there are none."""
+    """With --resume, and where torchrun starts a rank again, there are parts; else an empty folder.
+
+    The others wait until rank 0 has seen to that.
+    """
     settings = {name: str(value) for name, value in vars(options).items() if name not in FREE}
-    kept = parts / "settings.json"
-    if kept.exists() and (options.resume or RESTARTS):
-        with complaining(f"--resume: {kept} is broken", f"delete {parts}"):
-            before = json.loads(kept.read_text())
-            other = [name for name in settings if before[name] != settings[name]]
-        if other:
-            raise Complaint(f"--resume would go on with a run whose {other[0].replace('_', '-')} "
-                            f"was {before[other[0]]}, not {settings[other[0]]}; give the same, or "
-                            "leave --resume away")
-        return
-    shutil.rmtree(parts, ignore_errors=True)
-    if options.save_maps:
-        shutil.rmtree(options.out / "maps", ignore_errors=True)
-    with whole(kept) as part:
-        part.write_text(json.dumps(settings))
+    wanted, kept = settings | {"launch": LAUNCH}, parts / "settings.json"
+    while (before := settings_in(kept)) != wanted and RANK:
+        time.sleep(0.1)
+    if before and options.resume:
+        for name in settings:
+            if before.get(name) != settings[name]:
+                raise Complaint(f"--resume would go on with a run whose {name.replace('_', '-')} "
+                                f"was {before.get(name)}, not {settings[name]}; give the same, or "
+                                "leave --resume away")
+    elif before != wanted or not LAUNCH:
+        shutil.rmtree(parts, ignore_errors=True)
+        if options.save_maps:
+            shutil.rmtree(options.out / "maps", ignore_errors=True)
+    if before != wanted:
+        with whole(kept) as part:
+            part.write_text(json.dumps(wanted))
 
 
-def together() -> None:
-    """Waits for all ranks. One that failed has said so, and torchrun ends the others."""
-    if WORLD > 1:
-        try:
-            torch.distributed.barrier()
-        except RuntimeError:
-            sys.exit(1)
+def settings_in(file: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError):
+        found: dict[str, str] = json.loads(file.read_text())
+        return found
+    return {}
 
 
 def explain_blocks(
@@ -1351,7 +1353,7 @@ def explain_blocks(
     """This rank's blocks; decoding, explaining and writing overlap. Returns the figure's blocks."""
     keep_memory()
     network.net.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    done = {int(part.stem) for part in parts.glob("*.csv")}
+    done = set(numbers_of(parts))
     blocks = Blocks(network, options, range(RANK, sys.maxsize, WORLD), done)
     total = sum(1 for _ in blocks.items())
     workers = options.workers if total > 4 * options.batch_size else 0
@@ -1374,6 +1376,8 @@ def explain_blocks(
                 break
         for each in writing:
             each.result()
+    while RANK == 0 < WORLD - 1 and len(numbers_of(parts)) * options.batch_size < total:
+        time.sleep(0.1)  # for the other ranks; if one can't go on, torchrun ends this one too
     return at_hand
 
 
@@ -1452,10 +1456,8 @@ def predictions(
 
 def fetched(explanations: list[Explanation]) -> list[Explanation]:
     """The same on the CPU, in one transfer: each one waits for all that a GPU has yet to do."""
-    if explanations[0].L_c.device.type == "cpu":
-        return explanations
     sent = [t for e in explanations for t in vars(e).values() if isinstance(t, Tensor)]
-    bytes_ = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in sent]).cpu()
+    bytes_ = torch.cat([t.contiguous().flatten().view(torch.uint8) for t in sent]).cpu()
     parts = iter(bytes_.split([tensor.nbytes for tensor in sent]))
     # The clone begins at an address that any type of number may have.
     return [e.map(lambda t: next(parts).clone().view(t.dtype).view(t.shape)) for e in explanations]
@@ -1500,9 +1502,14 @@ def save_maps(
         np.savez(file, **arrays)
 
 
+def numbers_of(parts: Path) -> list[int]:
+    """The blocks that are done."""
+    return sorted(int(part.stem) for part in parts.glob("*.csv") if part.stem.isdecimal())
+
+
 def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
     """Block by block, the rows of a picture at a time."""
-    for number in sorted(int(part.stem) for part in parts.glob("*.csv")):
+    for number in numbers_of(parts):
         with (parts / f"{number}.csv").open(newline="", encoding="utf-8") as file:
             table = csv.DictReader(file, COLUMNS)
             for _, rows in itertools.groupby(table, itemgetter("image")):
@@ -1941,9 +1948,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads the account any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Complaint, OSError) as error:  # OSError: a full disk, a folder that went away
-        words = error if isinstance(error, Complaint) else f"stopped: {error}; mend it, then --resume"
-        if not LOCAL_RANK or torch.distributed.is_initialized():  # before, all ranks say the same
+    except (Complaint, OSError, RuntimeError) as error:  # a full disk, no memory, a killed worker
+        words = str(error)
+        if not isinstance(error, Complaint):
+            words = f"stopped: {reason(error)}; mend that, then --resume"
+        if not LOCAL_RANK or not isinstance(error, Complaint):  # which all ranks would say
             print(f"{SCRIPT}: error: {one_line(words)}", file=sys.stderr)
         return 2
 

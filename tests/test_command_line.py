@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_line_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Image.Image, "save", full)
     assert main([str(DATA), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        "SID_a4.py: error: stopped: [Errno 28] No space left on device; mend it, then --resume\n"
+        "SID_a4.py: error: stopped: No space left on device; mend that, then --resume\n"
     )
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert left == ["settings.json"]  # of the run that --resume goes on with

@@ -669,7 +669,7 @@ def explain_each(
     found = []
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         layer = layer or find_layer(net, x[:1])
-        x = x.detach().clone(memory_format=torch.channels_last).requires_grad_()
+        x = x.detach().clone(memory_format=faster_format(x)).requires_grad_()
         hook = forward_hook(submodule(net, layer), (watch := Watch(x)).keep_maps)
         with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
             output = net(x.clone())  # the clone, because a network may overwrite its input
@@ -678,7 +678,7 @@ def explain_each(
         how = "name a convolution or a block of them, which gives maps (B, K, u, v)"
         A = checked(watch.A, 4, f"layer {layer}", how)
         stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
-        negative = (maps < 0).flatten(1).any(1)
+        negative = maps.amin((1, 2, 3)) < 0  # (B,)
         for left, c in enumerate([as_target(t, logits) for t in targets], 1 - len(targets)):  # (B,)
             # The sum over the batch mixes nothing: no picture's logit depends on another picture.
             y_c = logits.gather(1, c[:, None]).sum()
@@ -696,6 +696,11 @@ def explain_each(
                     guided_cam, negative, watch.relus, tuple(watch.unguided),
                 ))  # fmt: skip
     return found
+
+
+def faster_format(x: Tensor) -> torch.memory_format:
+    """Channels last: 0.8 to 0.95 times as long, but for one picture, where it may be 1.4 times."""
+    return torch.channels_last if len(x) > 1 else torch.preserve_format
 
 
 def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:

@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""How long do the same maps take here, in pytorch-grad-cam, in Captum and in torchcam?
+
+    python benchmarks/peers.py                       all of it, into benchmarks/peers.json (hours)
+    python benchmarks/peers.py --quick               the course network at batch 8, printed alone
+    python benchmarks/peers.py --networks resnet50 --batches 8 --classes 1     one cell, kept
+    python benchmarks/peers.py --table               the README's table, from peers.json
+
+Every contestant explains the same pictures with a network of its own copy, in one process, in turn;
+ratios are taken within a round, so that a machine whose speed changes does not decide. The floor is
+one forward pass and one gradient of the pictures by the bare network, without any map.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import re
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import SID_a4  # noqa: E402
+
+torchvision = SID_a4.import_torchvision()  # which the libraries import
+
+KEPT = ROOT / "benchmarks" / "peers.json"
+NETWORKS = ("course", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121")
+Maps = tuple[Tensor, Tensor | None]  # for the last class: (B, u, v) Grad-CAM, (B, C, H, W) guided
+Contestant = Callable[[Tensor, list[list[int]]], Maps | None]  # pictures, and a class each, n times
+
+
+class CourseCNN(SID_a4.CourseCNN):
+    """With modules for its ReLUs, as the libraries can't see functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(F.max_pool2d(self.conv1(x), 2))
+        x = self.relu2(F.max_pool2d(self.conv2(x), 2))
+        y: Tensor = self.fc2(self.relu3(self.fc1(x.flatten(1))))
+        return y
+
+
+def floor(net: nn.Module, _layer: str) -> Contestant:
+    def run(x: Tensor, classes: list[list[int]]) -> None:
+        x = x.clone().requires_grad_()
+        y_c = net(x)[range(len(x)), classes[0]].sum()
+        torch.autograd.grad(y_c, x)
+
+    return run
+
+
+def ours(net: nn.Module, layer: str) -> Contestant:
+    def run(x: Tensor, classes: list[list[int]]) -> Maps:
+        last = SID_a4.explain_each(net, x, classes, layer)[-1]
+        return last.cells, last.R
+
+    return run
+
+
+def ours_cam(net: nn.Module, layer: str) -> Contestant:
+    def run(x: Tensor, classes: list[list[int]]) -> Maps:
+        return SID_a4.explain_each(net, x, classes, layer, guided=False)[-1].cells, None
+
+    return run
+
+
+def captum(net: nn.Module, layer: str) -> Contestant:
+    from captum.attr import GuidedBackprop, LayerGradCam
+
+    cam, guided = LayerGradCam(net, net.get_submodule(layer)), GuidedBackprop(net)
+
+    def run(x: Tensor, classes: list[list[int]]) -> Maps:
+        for c in map(torch.tensor, classes):
+            cells = cam.attribute(x, c, relu_attributions=True)[:, 0]
+            R = guided.attribute(x, c)
+            _both = R * F.interpolate(cells[:, None], x.shape[2:], mode="bilinear")
+        return cells.detach(), R.detach()
+
+    return run
+
+
+def pytorch_grad_cam(net: nn.Module, layer: str) -> Contestant:
+    from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    cam = GradCAM(net, [net.get_submodule(layer)])
+    # A copy for itself: it replaces the modules that the other looks at.
+    guided = GuidedBackpropReLUModel(copy.deepcopy(net), "cpu")
+
+    def run(x: Tensor, classes: list[list[int]]) -> Maps:
+        for targets in classes:
+            L_c = torch.from_numpy(cam(x, [ClassifierOutputTarget(c) for c in targets]))
+            each = [guided(x[i : i + 1], c) for i, c in enumerate(targets)]  # it takes no batch
+            R = torch.stack([torch.as_tensor(one).permute(2, 0, 1) for one in each])
+            _both = R * L_c[:, None]
+        return L_c, R
+
+    return run
+
+
+def torchcam(net: nn.Module, layer: str) -> Contestant:
+    from torchcam.methods import GradCAM
+
+    extractor = GradCAM(net, layer)
+
+    def run(x: Tensor, classes: list[list[int]]) -> Maps:
+        scores = net(x)
+        for i, targets in enumerate(classes):
+            more = i < len(classes) - 1
+            cells = extractor(targets, scores, normalized=False, retain_graph=more)[0]
+        return cells.detach(), None
+
+    return run
+
+
+CONTESTANTS: dict[str, Callable[[nn.Module, str], Contestant]] = {
+    "floor": floor,
+    "SID_a4": ours,
+    "SID_a4, Grad-CAM alone": ours_cam,
+    "Captum": captum,
+    "pytorch-grad-cam": pytorch_grad_cam,
+    "torchcam (Grad-CAM alone)": torchcam,
+}
+BASE = {"torchcam (Grad-CAM alone)": "SID_a4, Grad-CAM alone"}  # like is compared with like
+
+
+def cell(name: str, B: int, n_classes: int, rounds: int) -> dict[str, Any]:
+    """One network at one batch size: seconds, agreement and memory of every contestant."""
+    torch.manual_seed(0)
+    net = CourseCNN() if name == "course" else torchvision.models.get_model(name, weights=None)
+    net.eval()
+    x = torch.rand(B, 1, 28, 28) if name == "course" else torch.rand(B, 3, 224, 224)
+    classes = [[(i + k) % 10 for i in range(B)] for k in range(n_classes)]
+    layer = SID_a4.find_layer(net, x[:1])
+    run = {who: make(copy.deepcopy(net), layer) for who, make in CONTESTANTS.items()}
+    maps = {who: go(x, classes) for who, go in run.items()}  # which warms them up, too
+    memory = {who: peak_MiB(partial(go, x, classes)) for who, go in run.items()}
+    seconds: dict[str, list[float]] = {who: [] for who in run}
+    for _ in range(rounds):
+        for who, go in run.items():
+            start = time.perf_counter()
+            go(x, classes)
+            seconds[who].append(time.perf_counter() - start)
+    return {
+        "network": name, "batch": B, "classes": n_classes, "layer": layer, "rounds": rounds,
+        "seconds": {who: statistics.median(each) for who, each in seconds.items()},
+        "times ours": {who: spread(each, seconds[BASE.get(who, "SID_a4")])
+                       for who, each in seconds.items() if not who.startswith("SID_a4")},
+        "times the floor": spread(seconds["SID_a4"], seconds["floor"]),
+        "MiB": memory,
+        "difference": {who: difference(found, maps["SID_a4"]) for who, found in maps.items()
+                       if found and who != "SID_a4"},
+    }  # fmt: skip
+
+
+def spread(theirs: list[float], base: list[float]) -> list[float]:
+    """Median, lowest and highest ratio within a round."""
+    ratios = [a / b for a, b in zip(theirs, base, strict=True)]
+    return [round(f(ratios), 3) for f in (statistics.median, min, max)]
+
+
+def difference(theirs: Maps, mine: Maps | None) -> dict[str, float]:
+    """Largest difference to ours, relative to the largest value; Grad-CAM from 0 to 1 each."""
+    assert mine is not None
+    cells, L_c = mine[0], theirs[0]
+    if L_c.shape != cells.shape:  # pytorch-grad-cam's are stretched
+        cells = F.interpolate(cells[:, None], L_c.shape[1:], mode="bilinear")[:, 0]
+    found = {"Grad-CAM": float((zero_to_one(L_c) - zero_to_one(cells)).abs().max())}
+    if theirs[1] is not None and mine[1] is not None:
+        found["guided"] = float((theirs[1] - mine[1]).abs().max() / mine[1].abs().max())
+    return found
+
+
+def zero_to_one(maps: Tensor) -> Tensor:
+    """(B, u, v); an empty map stays empty."""
+    low = maps.amin((1, 2), keepdim=True)
+    high = (maps - low).amax((1, 2), keepdim=True)
+    return (maps - low) / torch.where(high > 0, high, 1)
+
+
+def peak_MiB(go: Callable[[], object]) -> float | None:
+    """How much the process grew during a call, at its peak; Linux alone tells."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return None
+    reset.write_text("5")  # the peak is now what is in use
+    before = int(re.findall(r"VmRSS:\s+(\d+)", status.read_text())[0])
+    go()
+    peak = int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0])
+    return round((peak - before) / 1024, 1)
+
+
+def line(found: dict[str, Any]) -> str:
+    """What is printed of a cell."""
+    times = found["times ours"]
+    words = "  ".join(
+        f"{who.partition(' ')[0]} {times[who][0]:.2f} ({times[who][1]:.2f} to {times[who][2]:.2f})"
+        for who in times if who != "floor"
+    )  # fmt: skip
+    low = found["times the floor"]
+    return (f"{found['network']:<12} batch {found['batch']:<2} classes {found['classes']:<2} "
+            f"floor x {low[0]:.2f} ({low[1]:.2f} to {low[2]:.2f})  as long as ours: {words}")
+
+
+def table(kept: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    libraries = [who for who in CONTESTANTS if who != "floor" and not who.startswith("SID_a4")]
+    rows = [["network", "pictures", "classes", "ours / floor", *libraries]]
+    rows += [["---", *["---:"] * (3 + len(libraries))]]
+    for found in kept:
+        counts = [found["network"], str(found["batch"]), str(found["classes"])]
+        low = f"{found['times the floor'][0]:.2f}" if found["classes"] == 1 else ""
+        rows.append([*counts, low, *(f"{found['times ours'][who][0]:.1f}" for who in libraries)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--batches", nargs="+", type=int, default=(1, 8, 32))
+    parser.add_argument("--classes", nargs="+", type=int, default=(1, 10))
+    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    kept = json.loads(KEPT.read_text())["cells"] if KEPT.exists() else []
+    if options.table:
+        print(table(kept))
+        return 0
+    if options.quick:
+        options.networks, options.batches, options.classes = ("course",), (8,), (1,)
+    warnings.simplefilter("ignore")  # Captum warns at every call that it sets hooks
+    for name in options.networks:
+        for B in options.batches:
+            for n_classes in options.classes:
+                found = cell(name, B, n_classes, options.rounds)
+                print(line(found), flush=True)
+                if not options.quick:
+                    kept = keep(kept, found)
+    return 0
+
+
+def keep(kept: list[dict[str, Any]], found: dict[str, Any]) -> list[dict[str, Any]]:
+    """In the file, in place of what it had of the same cell."""
+
+    def place(each: dict[str, Any]) -> tuple[int, int, int]:
+        return NETWORKS.index(each["network"]), each["classes"], each["batch"]
+
+    kept = sorted([each for each in kept if place(each) != place(found)] + [found], key=place)
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(),
+               "cores": os.cpu_count()}  # fmt: skip
+    KEPT.write_text(json.dumps({"machine": machine, "cells": kept}, indent=1) + "\n")
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -52,6 +52,7 @@ import tempfile
 import textwrap
 import time
 import warnings
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -469,17 +470,10 @@ def open_image(path: Path) -> Image.Image:
 
 
 def json_items(content: Any) -> Iterator[tuple[str, Any, str]]:
-    """(name, pixels, label): from a list of pictures, a dict of name -> picture, or one picture.
+    """(name, pixels, label), of a list of pictures or a dict of name -> picture.
 
-    A picture is its pixels or {"image": pixels, "label": 7}, where "name" may stand too.
+    A picture is its pixels, or {"image": pixels, "label": 7}.
     """
-    if isinstance(content, list) and content:
-        numbers = all(isinstance(item, int | float) for item in content)
-        rows = all(isinstance(item, list) and len(item) in range(2, 784) for item in content)
-        if numbers or (rows and isinstance(content[0][0], int | float)):
-            content = [content]
-    if isinstance(content, dict) and content.keys() <= {"image", "label", "name"}:
-        content = [content] if content else []
     if isinstance(content, list):
         content = {f"image_{i}": item for i, item in enumerate(content)}
     if not isinstance(content, dict) or not content:
@@ -488,7 +482,7 @@ def json_items(content: Any) -> Iterator[tuple[str, Any, str]]:
         item = item if isinstance(item, dict) else {"image": item}
         label = item.get("label")
         label = int(label) if isinstance(label, float) and label.is_integer() else label
-        yield str(item.get("name", name)), item.get("image"), "" if label is None else str(label)
+        yield name, item.get("image"), "" if label is None else str(label)
 
 
 def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -874,7 +868,7 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             found += [v for v in value if isinstance(v, Tensor)]
     return found
 
@@ -1211,19 +1205,17 @@ def draw_margins(
 # ----------------------------------------------------------------------------------------- Run
 #
 # The pictures are cut into numbered blocks of --batch-size. A block is decoded by a worker,
-# explained, and written: last of all its part of the table, .SID_a4.parts/7.csv. A part that is
-# there says that its block is done. So --resume does the blocks that have none, the ranks of
-# torchrun share them out by number, and the table is the parts one after the other.
+# explained, and written: last of all its part of the table, 7.csv in a folder named after the
+# settings. A part that is there says that its block is done. So --resume does the blocks that have
+# none, the ranks of torchrun share them out by number, and the table is the parts in their order.
+# Ranks meet in that folder alone: once torchrun had to start one of them again, a process group
+# could not be built, as its store still has the addresses of the dead.
 
-# torchrun tells each of its processes which one it is. They meet in the output folder alone: a
-# process group can't be built again where a rank had to be restarted, as torchrun's store keeps the
-# addresses of the dead.
-LAUNCH = os.environ.get("TORCHELASTIC_RUN_ID", "")
 RANK, LOCAL_RANK, WORLD = (
-    int(os.environ[name]) if LAUNCH else alone
+    int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else alone
     for name, alone in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
 )
-FREE = ("device", "grid", "out", "quiet", "resume", "workers")  # to change for a run that goes on
+FREE = ("device", "grid", "out", "quiet", "resume", "workers")  # settings that change no part
 WRITERS = 2  # threads
 Result = tuple[Picture, list[Explanation], list[Row]]  # no explanation: unreadable, or not picked
 
@@ -1304,8 +1296,11 @@ def run(options: argparse.Namespace) -> int:
     if WORLD > 1 and options.pick != "all" and options.limit:
         raise Complaint("--pick with --limit was given to several processes, of which none knows "
                         "what the others picked; leave one of them away, or use one process")
-    parts = options.out / f".{STEM}.parts"
-    begin(parts, options)
+    settings = json.dumps({k: str(v) for k, v in vars(options).items() if k not in FREE})
+    parts = options.out / f".{STEM}.{zlib.crc32(settings.encode()):08x}"
+    if not options.resume and WORLD == 1:  # what was begun before is forgotten
+        for begun in options.out.glob(f".{STEM}.????????"):
+            shutil.rmtree(begun)
     at_hand = explain_blocks(network, options, parts)
     if RANK:
         return 0
@@ -1321,43 +1316,14 @@ def run(options: argparse.Namespace) -> int:
     return 1 if tally.skipped and WORLD == 1 else 0
 
 
-def begin(parts: Path, options: argparse.Namespace) -> None:
-    """With --resume, and where torchrun starts a rank again, there are parts; else an empty folder.
-
-    The others wait until rank 0 has seen to that.
-    """
-    settings = {name: str(value) for name, value in vars(options).items() if name not in FREE}
-    wanted, kept = settings | {"launch": LAUNCH}, parts / "settings.json"
-    while (before := settings_in(kept)) != wanted and RANK:
-        time.sleep(0.1)
-    if before and options.resume:
-        for name in settings:
-            if before.get(name) != settings[name]:
-                raise Complaint(f"--resume would go on with a run whose {name.replace('_', '-')} "
-                                f"was {before.get(name)}, not {settings[name]}; give the same, or "
-                                "leave --resume away")
-    elif before != wanted or not LAUNCH:
-        shutil.rmtree(parts, ignore_errors=True)
-        if options.save_maps:
-            shutil.rmtree(options.out / "maps", ignore_errors=True)
-    if before != wanted:
-        with whole(kept) as part:
-            part.write_text(json.dumps(wanted))
-
-
-def settings_in(file: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError):
-        found: dict[str, str] = json.loads(file.read_text())
-        return found
-    return {}
-
-
 def explain_blocks(
     network: Network, options: argparse.Namespace, parts: Path
 ) -> dict[int, list[Result]]:
     """This rank's blocks; decoding, explaining and writing overlap. Returns the figure's blocks."""
     keep_memory()
+    # This copy is ours: its weights may lie as convolutions like them, and no graph is kept for them.
     network.net.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.net.requires_grad_(False)
     done = set(numbers_of(parts))
     blocks = Blocks(network, options, range(RANK, sys.maxsize, WORLD), done)
     total = sum(1 for _ in blocks.items())
@@ -1381,7 +1347,7 @@ def explain_blocks(
                 break
         for each in writing:
             each.result()
-    while RANK == 0 < WORLD - 1 and len(numbers_of(parts)) * options.batch_size < total:
+    while WORLD > 1 and RANK == 0 and len(numbers_of(parts)) * options.batch_size < total:
         time.sleep(0.1)  # for the other ranks; if one can't go on, torchrun ends this one too
     return at_hand
 
@@ -1534,8 +1500,12 @@ def merged(parts: Path, options: argparse.Namespace) -> Tally:
             tally.add(rows, number, options.grid)
             table.writerows(row for row in rows if row["target"] or row["note"])
         if not tally.explained:
-            shutil.rmtree(parts)
+            shutil.rmtree(parts, ignore_errors=True)
             raise nothing_explained(tally, options.pick)
+    if options.save_maps:  # of an earlier run with more pictures
+        for file in (options.out / "maps").glob("*.npz"):
+            if not (parts / f"{int(file.stem)}.csv").exists():
+                file.unlink()
     return tally
 
 
@@ -1848,18 +1818,13 @@ class Parser(argparse.ArgumentParser):
         raise Complaint(message if ";" in message else f"{message}; see --help")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Lists may have commas or spaces, and pictures may stand behind them."""
+        """Pictures may stand behind the classes of --target."""
         options = self.parse_args(argv)
-        for name, allowed in ("target", ()), ("method", METHODS), ("panels", PANELS):
-            words = [w for words in getattr(options, name) for w in re.split(",(?! )", words)]
-            words = list(dict.fromkeys(words))
-            files = [word for word in words if word not in allowed and Path(word).is_file()]
-            words = [word for word in words if word not in files]
-            for word in words:
-                if allowed and word not in allowed:
-                    self.error(f"argument --{name}: {word!r} was given; give {' '.join(allowed)}")
-            setattr(options, name, words)
-            options.images += map(existing, files)
+        files = [word for word in options.target if Path(word).is_file()]
+        options.target = [word for word in options.target if word not in files]
+        options.images += map(existing, files)
+        for name in ("target", "method", "panels"):
+            setattr(options, name, list(dict.fromkeys(getattr(options, name))))
         if options.layers and options.weights is None and options.model != "course":
             options.weights = None if ".py:" in options.model else "none"  # no download for a table
         options.images = options.images or [existing(str(HERE / "data"))]
@@ -1910,7 +1875,7 @@ def network_options(add: Callable[..., Any]) -> None:
 def explanation_options(add: Callable[..., Any]) -> None:
     add("--target", nargs="+", default=["predicted"], metavar="CLASS",
         help="the classes to explain: 'predicted', 'label', numbers or names (default: predicted)")
-    add("--method", nargs="+", default=["gradcam"], metavar="METHOD",
+    add("--method", nargs="+", default=["gradcam"], metavar="METHOD", choices=METHODS,
         help=f"{', '.join(METHODS)} (default: gradcam)")
     add("--layer", metavar="NAME", help="whose maps are explained (default: the last convolution, "
         "or the largest block around it that ends at its resolution)")
@@ -1920,7 +1885,7 @@ def explanation_options(add: Callable[..., Any]) -> None:
 
 
 def figure_options(add: Callable[..., Any]) -> None:
-    add("--panels", nargs="+", default=Style.panels, metavar="PANEL",
+    add("--panels", nargs="+", default=Style.panels, metavar="PANEL", choices=PANELS,
         help=f"rows, in this order: {', '.join(PANELS)} (default: {', '.join(Style.panels)})")
     add("--colormap", type=colormap, default=Style.colormap, help=f"of the maps {DEFAULT}")
     add("--opacity", type=number(float, 0, 1), default=Style.opacity, help=f"of overlays {DEFAULT}")

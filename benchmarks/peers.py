@@ -4,7 +4,7 @@
     python benchmarks/peers.py                       all of it, into benchmarks/peers.json (hours)
     python benchmarks/peers.py --quick               the course network at batch 8, printed alone
     python benchmarks/peers.py --networks resnet50 --batches 8 --classes 1     one cell, kept
-    python benchmarks/peers.py --table               the README's table, from peers.json
+    python benchmarks/peers.py --table               puts peers.json into the README's table
 
 Every contestant explains the same pictures with a network of its own copy, in one process, in turn;
 ratios are taken within a round, so that a machine whose speed changes does not decide. The floor is
@@ -38,6 +38,7 @@ import SID_a4  # noqa: E402
 
 torchvision = SID_a4.import_torchvision()  # which the libraries import
 
+TABLE = re.compile(r"(?s)<!-- from benchmarks/peers.json -->.*?<!-- end -->")
 KEPT = ROOT / "benchmarks" / "peers.json"
 NETWORKS = ("course", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121")
 Maps = tuple[Tensor, Tensor | None]  # for the last class: (B, u, v) Grad-CAM, (B, C, H, W) guided
@@ -232,6 +233,11 @@ def table(kept: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def marked(kept: list[dict[str, Any]]) -> str:
+    """As it stands in the README."""
+    return f"<!-- from benchmarks/peers.json -->\n{table(kept)}\n<!-- end -->"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -245,7 +251,8 @@ def main() -> int:
     options = parser.parse_args()
     kept = json.loads(KEPT.read_text())["cells"] if KEPT.exists() else []
     if options.table:
-        print(table(kept))
+        readme = ROOT / "README.md"
+        readme.write_text(TABLE.sub(lambda _: marked(kept), readme.read_text()))
         return 0
     if options.quick:
         options.networks, options.batches, options.classes = ("course",), (8,), (1,)

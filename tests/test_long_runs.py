@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_ends_with_the_same_files(many, at_once, tmp_path, mo
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, blocks)
         main(arguments(many, tmp_path))
-    parts = list(tmp_path.glob(".SID_a4.parts/*.csv"))
+    parts = list(tmp_path.glob(".SID_a4.*/*.csv"))
     assert len(parts) == blocks
     assert not (tmp_path / "SID_a4.csv").exists()
     explained, explain = [], SID_a4.explained
@@ -139,14 +139,17 @@ def test_without_resume_a_run_begins_anew(many, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("maps/*.npz"))) == 3
 
 
-def test_other_settings_are_not_mixed_into_a_run_that_goes_on(many, tmp_path, monkeypatch, capsys):
+def test_other_settings_are_not_mixed_into_a_run_that_goes_on(many, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 5)
         main(arguments(many, tmp_path))
-    assert main([*arguments(many, tmp_path), "--resume", "--pad", "1"]) == 2
-    words = "--resume would go on with a run whose pad was auto, not 1; give the same, or leave"
-    assert words in capsys.readouterr().err
+    explained, explain = [], SID_a4.explained
+    monkeypatch.setattr(SID_a4, "explained", lambda *a: explained.append(a[1]) or explain(*a))
+    assert main([*arguments(many, tmp_path), "--resume", "--pad", "1"]) == 0
+    assert len(explained) == 23  # all
     assert main([*arguments(many, tmp_path), "--resume", "--workers", "1", "--grid", "3"]) == 0
+    assert len(explained) == 23 + 18 + 1  # these may change
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_pick_and_limit_count_what_was_picked_before(many, tmp_path, monkeypatch):

@@ -304,7 +304,7 @@ def test_methods_made_for_maps_after_a_relu_say_so(go, tmp_path):
 
 def test_several_targets_and_methods_give_several_rows(go, tmp_path, network, digits):
     digits[5].image.save(tmp_path / "five.png")
-    options = ["--target", "predicted,3", "8", "--method", "gradcam,xgradcam"]
+    options = ["--target", "predicted", "3", "8", "--method", "gradcam", "xgradcam"]
     assert go(tmp_path / "five.png", *options)[0] == 0
     rows = [(row["target"], row["method"]) for row in table_in(tmp_path / "out")]
     assert rows == [(c, method) for c in "538" for method in ("gradcam", "xgradcam")]

@@ -960,15 +960,20 @@ def forward_hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Dropout and batch-norm as in use; afterwards each module's own mode again."""
+    """Dropout and batch-norm as in use, no graph for the weights; afterwards each as it was."""
     training = [module for module in net.modules() if module.training]
+    learning = [weight for weight in net.parameters() if weight.requires_grad]
     try:
         for module in training:
             module.training = False
+        for weight in learning:
+            weight.requires_grad = False
         yield
     finally:
         for module in training:
             module.training = True
+        for weight in learning:
+            weight.requires_grad = True
 
 
 # -------------------------------------------------------------------------------------- Figure
@@ -1321,9 +1326,7 @@ def explain_blocks(
 ) -> dict[int, list[Result]]:
     """This rank's blocks; decoding, explaining and writing overlap. Returns the figure's blocks."""
     keep_memory()
-    # This copy is ours: its weights may lie as convolutions like them, and no graph is kept for them.
     network.net.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.net.requires_grad_(False)
     done = set(numbers_of(parts))
     blocks = Blocks(network, options, range(RANK, sys.maxsize, WORLD), done)
     total = sum(1 for _ in blocks.items())
@@ -1504,7 +1507,7 @@ def merged(parts: Path, options: argparse.Namespace) -> Tally:
             raise nothing_explained(tally, options.pick)
     if options.save_maps:  # of an earlier run with more pictures
         for file in (options.out / "maps").glob("*.npz"):
-            if not (parts / f"{int(file.stem)}.csv").exists():
+            if not (parts / f"{file.stem.lstrip('0') or 0}.csv").exists():
                 file.unlink()
     return tally
 

@@ -152,6 +152,7 @@ def load_network(
     **feed: Any,
 ) -> Network:
     """model: course, a torchvision name, timm:NAME or FILE.py:NAME; feed: size, mean or std."""
+    torch.manual_seed(0)  # where weights are random, they are the same in every process
     if model == "course":
         net, known = course_network(weights or str(HERE / "mnist_model.pth"))
     elif model.startswith("timm:"):
@@ -193,7 +194,6 @@ def surveyed(network: Network, named: bool) -> Network:
 
 def course_network(weights: str) -> tuple[nn.Module, dict[str, Any]]:
     """As large as the checkpoint says."""
-    torch.manual_seed(0)
     state = {} if weights == "none" else read_checkpoint(Path(weights))
     sizes = {layer: state.get(f"{layer}.weight") for layer in ("conv1", "conv2", "fc1", "fc2")}
     net = CourseCNN(**{layer: len(w) for layer, w in sizes.items() if w is not None and w.ndim})
@@ -280,7 +280,6 @@ def own_network(model: str, weights: str | None) -> tuple[nn.Module, dict[str, A
 
 def with_weights(build: Callable[..., nn.Module], weights: str) -> nn.Module:
     """The network with the weights of a file, and as many classes as these have."""
-    torch.manual_seed(0)
     net = build()
     if weights == "none":
         return net
@@ -412,6 +411,8 @@ def decoded(item: Item, network: Network, invert: bool, keep: bool) -> Picture:
         return picture if keep else replace(picture, whole=None)
     except Complaint as problem:
         return replace(picture, note=one_line(problem))
+    except MemoryError:
+        return replace(picture, note=f"{name} is too large for this machine; give a smaller one")
 
 
 def found_in(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
@@ -451,6 +452,8 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         what = f"is truncated or broken ({reason(error)})"
         if isinstance(error, UnidentifiedImageError):
@@ -664,7 +667,7 @@ def explain_each(
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         layer = layer or find_layer(net, x[:1])
         x = x.detach().clone(memory_format=faster_format(x)).requires_grad_()
-        hook = forward_hook(submodule(net, layer), (watch := Watch(x)).keep_maps)
+        hook = submodule(net, layer).register_forward_hook((watch := Watch(x)).keep_maps)
         with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
             output = net(x.clone())  # the clone, because a network may overwrite its input
         logits = getattr(output, LOGITS, output)  # (B, C), before a last softmax
@@ -742,8 +745,8 @@ def place(
     if pad == "auto" and stride is not None:
         (H, W), (u, v), (down, across) = size, cells.shape[1:], stride
         pads = lost(size, (u, v), stride)
-        rows = interpolation(H, u, down, pads[0]).to(cells)
-        columns = interpolation(W, v, across, pads[1]).to(cells)
+        rows = interpolation(H, u, down, pads[0], cells.dtype, cells.device)
+        columns = interpolation(W, v, across, pads[1], cells.dtype, cells.device)
         return pads, rows @ cells @ columns.T
     if pad != "auto" and (not isinstance(pad, int) or pad < 0):
         raise Complaint(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
@@ -760,13 +763,15 @@ def lost(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[flo
 
 
 @cache
-def interpolation(S: int, n: int, s: int, pad: float) -> Tensor:
+def interpolation(
+    S: int, n: int, s: int, pad: float, kind: torch.dtype, device: torch.device
+) -> Tensor:
     """(S, n) bilinear weights that centre cell j on S/2 - 1/2 + s (j - (n-1)/2)."""
     p, j = torch.arange(S, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
     t = (p - (S - 1) / 2) / s + (n - 1) / 2  # where pixel p falls among the cells
     zeros = max(0, math.floor(pad))  # whole cells of pad are zero,
     t = t.clamp(-zeros, n - 1 + zeros)  # and what is left of it repeats its neighbour
-    return F.relu(1 - (t[:, None] - j).abs())
+    return F.relu(1 - (t[:, None] - j).abs()).to(kind).to(device)
 
 
 STRIDE, LOGITS = "stride_so_far", "logits_before"  # what a Watch writes on tensors
@@ -806,15 +811,19 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
+        if name == "view" and not isinstance(args[-1], torch.dtype):
+            func = Tensor.reshape  # what lies channels-last can't be viewed as rows
+        out = func(*args, **kwargs)
         for tensor in tensors_in([out]):
             stride = stride_behind(name, args, kwargs, tensor)
             if stride is not None:
                 setattr(tensor, STRIDE, stride)
         if is_relu(name, args, kwargs):
             self.relus += 1
-            if out.requires_grad:
+            if out._is_view():  # written through it into a tensor that goes on unseen
+                self.unguided[f"{name} in a part of a tensor"] = None
+            elif out.requires_grad:
                 guide(out, self.guiding)
         elif name in NO_RELU:
             self.unguided[name] = None
@@ -841,11 +850,8 @@ def guide(out: Tensor, guiding: list[bool]) -> None:
             if guiding[0] and gradient is not None:
                 gradient.clamp_(min=0)
 
-    if out._is_view():  # written through it, the gradient is of the whole that it is a view of
-        out.register_hook(lambda gradient: gradient.clamp(min=0) if guiding[0] else gradient)
-    else:
-        assert out.grad_fn is not None
-        out.grad_fn.register_hook(clamp)
+    assert out.grad_fn is not None
+    out.grad_fn.register_hook(clamp)
 
 
 def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
@@ -879,8 +885,9 @@ def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
 
 def is_relu(name: str, args: Any, kwargs: Any) -> bool:
     """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
-    if name == "maximum":
-        return any(map(is_zero, args))
+    if name in ("maximum", "max", "fmax"):
+        both = tensors_in((*args, *kwargs.values()))
+        return len(both) == 2 and any(map(is_zero, both))
     if name in LOWER_BOUND:
         return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))
     return name in ("relu", "relu6")
@@ -934,7 +941,7 @@ def find_layer(net: nn.Module, x: Tensor) -> str:
 
     with ExitStack() as hooks, evaluating(net), torch.no_grad():
         for name, module in net.named_modules():
-            hooks.enter_context(forward_hook(module, partial(note, name)))
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
         net(x.clone())
     convolutions = [name for name in sizes if isinstance(net.get_submodule(name), nn.Conv2d)]
     if not convolutions:
@@ -950,30 +957,17 @@ def find_layer(net: nn.Module, x: Tensor) -> str:
 
 
 @contextmanager
-def forward_hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Dropout and batch-norm as in use, no graph for the weights; afterwards each as it was."""
-    training = [module for module in net.modules() if module.training]
-    learning = [weight for weight in net.parameters() if weight.requires_grad]
+    on: list[tuple[Any, str]] = [(m, "training") for m in net.modules() if m.training]
+    on += [(weight, "requires_grad") for weight in net.parameters() if weight.requires_grad]
     try:
-        for module in training:
-            module.training = False
-        for weight in learning:
-            weight.requires_grad = False
+        for thing, name in on:
+            setattr(thing, name, False)
         yield
     finally:
-        for module in training:
-            module.training = True
-        for weight in learning:
-            weight.requires_grad = True
+        for thing, name in on:
+            setattr(thing, name, True)
 
 
 # -------------------------------------------------------------------------------------- Figure
@@ -1229,7 +1223,7 @@ class Blocks(IterableDataset[tuple[int, list[Picture]]]):
     """The wanted blocks that are not done, decoded; each worker of a DataLoader has its share."""
 
     def __init__(
-        self, network: Network, options: argparse.Namespace, wanted: Container[int],
+        self, network: Network, options: argparse.Namespace, wanted: Container[int] = (),
         done: Container[int] = (),
     ) -> None:  # fmt: skip
         self.network = replace(network, net=nn.Identity())  # a worker needs no copy of it
@@ -1289,8 +1283,7 @@ class Tally:
 def run(options: argparse.Namespace) -> int:
     """Reads, explains and writes, block by block; 1 if a picture had to be left out."""
     started = time.perf_counter()
-    feed = {name: getattr(options, name) for name in ("size", "mean", "std")}
-    feed = {name: value for name, value in feed.items() if value is not None}
+    feed = {name: given for name in ("size", "mean", "std") if (given := getattr(options, name))}
     network = load_network(options.model, options.weights, options.layer, options.classes, **feed)
     if options.layers:
         print(layer_table(network))
@@ -1301,14 +1294,17 @@ def run(options: argparse.Namespace) -> int:
     if WORLD > 1 and options.pick != "all" and options.limit:
         raise Complaint("--pick with --limit was given to several processes, of which none knows "
                         "what the others picked; leave one of them away, or use one process")
-    settings = json.dumps({k: str(v) for k, v in vars(options).items() if k not in FREE})
-    parts = options.out / f".{STEM}.{zlib.crc32(settings.encode()):08x}"
+    mark, total = fingerprint(network, options)
+    parts = options.out / f".{STEM}.{mark}.parts"
     if not options.resume and WORLD == 1:  # what was begun before is forgotten
-        for begun in options.out.glob(f".{STEM}.????????"):
+        for begun in options.out.glob(".*.parts"):
             shutil.rmtree(begun)
-    at_hand = explain_blocks(network, options, parts)
+    at_hand = explain_blocks(network, options, parts, total)
     if RANK:
         return 0
+    if len(numbers_of(parts)) * options.batch_size < total and still_to_pick(parts, options):
+        raise Complaint(f"{parts} is no longer complete, as when another run writes into the same "
+                        "folder; add --resume, and give each run an --out of its own")
     tally = merged(parts, options)
     columns = columns_of(tally, at_hand, network, options)
     save_figure(columns, network, options)
@@ -1321,27 +1317,37 @@ def run(options: argparse.Namespace) -> int:
     return 1 if tally.skipped and WORLD == 1 else 0
 
 
+def fingerprint(network: Network, options: argparse.Namespace) -> tuple[str, int]:
+    """Of the settings, the weights and the pictures' names, which are counted, too."""
+    settings = {k: str(v) for k, v in vars(options).items() if k not in FREE}
+    mark, total = zlib.crc32(json.dumps(settings).encode()), 0
+    for weight in network.net.state_dict().values():
+        mark = zlib.crc32(weight.contiguous().numpy(), mark)
+    for name, label, _ in Blocks(network, options).items():
+        mark, total = zlib.crc32(f"{name} {label}".encode(errors="replace"), mark), total + 1
+    return f"{mark:08x}", total
+
+
 def explain_blocks(
-    network: Network, options: argparse.Namespace, parts: Path
+    network: Network, options: argparse.Namespace, parts: Path, total: int
 ) -> dict[int, list[Result]]:
     """This rank's blocks; decoding, explaining and writing overlap. Returns the figure's blocks."""
     keep_memory()
-    network.net.to(options.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.net.to(options.device)
     done = set(numbers_of(parts))
     blocks = Blocks(network, options, range(RANK, sys.maxsize, WORLD), done)
-    total = sum(1 for _ in blocks.items())
     workers = options.workers if total > 4 * options.batch_size else 0
     loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=alone)
     at_hand: dict[int, list[Result]] = {}
     columns, left = 0, still_to_pick(parts, options)
     with progress(total, len(done), options) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
-        for number, block in loader:
+        for number, block in loader if left > 0 else ():
             results = explained(network, block, left, options)
             if columns < options.grid:
-                at_hand[number] = results
+                at_hand[number] = [result for result in results if result[1]]
                 columns += sum(len(explanations) for _, explanations, _ in results)
-            writing.append(pool.submit(write_block, number, results, parts, network, options))
+            writing.append(pool.submit(write_block, number, results, parts, options))
             if len(writing) > WRITERS:
                 writing.popleft().result()
             bar.update(len(block))
@@ -1430,15 +1436,15 @@ def predictions(
 
 def fetched(explanations: list[Explanation]) -> list[Explanation]:
     """The same on the CPU, in one transfer: each one waits for all that a GPU has yet to do."""
-    sent = [t for e in explanations for t in vars(e).values() if isinstance(t, Tensor)]
-    bytes_ = torch.cat([t.contiguous().flatten().view(torch.uint8) for t in sent]).cpu()
-    parts = iter(bytes_.split([tensor.nbytes for tensor in sent]))
-    # The clone begins at an address that any type of number may have.
-    return [e.map(lambda t: next(parts).clone().view(t.dtype).view(t.shape)) for e in explanations]
+    sent = {id(t): t for e in explanations for t in vars(e).values() if isinstance(t, Tensor)}
+    bytes_ = torch.cat([t.contiguous().flatten().view(torch.uint8) for t in sent.values()]).cpu()
+    parts = dict(zip(sent, bytes_.split([t.nbytes for t in sent.values()]), strict=True))
+    # A clone begins at an address that any type of number may have.
+    return [e.map(lambda t: parts[id(t)].clone().view(t.dtype).view(t.shape)) for e in explanations]
 
 
 def write_block(
-    number: int, results: list[Result], parts: Path, network: Network, options: argparse.Namespace
+    number: int, results: list[Result], parts: Path, options: argparse.Namespace
 ) -> None:
     """Each picture, the maps, and, as all that is there now, the part of the table."""
     style = Style(options.panels, options.colormap, options.opacity)
@@ -1446,7 +1452,7 @@ def write_block(
         if explanations and options.overlays == "all":
             save_pictures(picture, explanations, style, options)
     if options.save_maps:
-        save_maps(number, results, network, options)
+        save_maps(number, results, options)
     with (
         whole(parts / f"{number}.csv") as part,
         part.open("w", newline="", encoding="utf-8") as file,
@@ -1455,30 +1461,27 @@ def write_block(
         table.writerows(row for _, _, rows in results for row in rows)
 
 
-def save_maps(
-    number: int, results: list[Result], network: Network, options: argparse.Namespace
-) -> None:
+def save_maps(number: int, results: list[Result], options: argparse.Namespace) -> None:
     """maps/000007.npz, one a block: numpy.load needs nothing else to read it."""
-    pairs = [(picture.name, one) for picture, found, _ in results for one in found]
+    file = options.out / "maps" / f"{number:06}.npz"
+    pairs = [pair for _, found, rows in results for pair in zip(found, rows, strict=False)]
     if not pairs:
+        file.unlink(missing_ok=True)  # an earlier run's
         return
-    kind = np.dtype(options.save_maps)
-    arrays: dict[str, Any] = {
-        "image": [name for name, _ in pairs],
-        "target": [network.classes[int(one.target)] for _, one in pairs],
-        "method": [one.method for _, one in pairs],
-        "L_c": np.concatenate([one.L_c.numpy() for _, one in pairs]).astype(kind),
-    }
-    if all(one.R is not None for _, one in pairs):
-        arrays["R"] = np.concatenate([one.R.numpy() for _, one in pairs if one.R is not None])
-        arrays["R"] = arrays["R"].astype(kind)
-    with whole(options.out / "maps" / f"{number:06}.npz") as part, part.open("wb") as file:
-        np.savez(file, **arrays)
+    names = ("image", "target", "method")
+    arrays: dict[str, Any] = {name: [row[name] for _, row in pairs] for name in names}
+    for name in ("L_c", "R"):
+        maps = [getattr(explanation, name) for explanation, _ in pairs]
+        if maps[0] is not None:
+            arrays[name] = torch.cat(maps).numpy().astype(options.save_maps)
+    with whole(file) as part, part.open("wb") as opened:
+        np.savez(opened, **arrays)
 
 
 def numbers_of(parts: Path) -> list[int]:
     """The blocks that are done."""
-    return sorted(int(part.stem) for part in parts.glob("*.csv") if part.stem.isdecimal())
+    found = (part for part in parts.glob("[0-9]*.csv") if part.stat().st_size)
+    return sorted(int(part.stem) for part in found)
 
 
 def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
@@ -1505,9 +1508,9 @@ def merged(parts: Path, options: argparse.Namespace) -> Tally:
         if not tally.explained:
             shutil.rmtree(parts, ignore_errors=True)
             raise nothing_explained(tally, options.pick)
-    if options.save_maps:  # of an earlier run with more pictures
-        for file in (options.out / "maps").glob("*.npz"):
-            if not (parts / f"{file.stem.lstrip('0') or 0}.csv").exists():
+    if options.save_maps:  # those of an earlier run with more pictures go
+        for file in (options.out / "maps").glob("[0-9]*.npz"):
+            if file.stem.isdecimal() and not (parts / f"{int(file.stem)}.csv").exists():
                 file.unlink()
     return tally
 
@@ -1557,13 +1560,10 @@ def blurred(L_c: Tensor, sigma: float) -> Tensor:
     """(B, H, W), each pixel the mean of its neighbours under a Gaussian of sigma pixels."""
     if not sigma:
         return L_c
-
-    def gaussian(S: int) -> Tensor:
-        p = torch.arange(S, dtype=L_c.dtype)
-        weights = torch.exp(-((p[:, None] - p) ** 2) / (2 * max(sigma, 0.01) ** 2))
-        return weights / weights.sum(1, keepdim=True)  # what lies outside does not count
-
-    return gaussian(L_c.shape[1]) @ L_c @ gaussian(L_c.shape[2]).T
+    pixels = (torch.arange(S, dtype=L_c.dtype) for S in L_c.shape[1:])
+    # The softmax of a parabola is a Gaussian whose sum is 1: what lies outside does not count.
+    down, across = ((-(((p[:, None] - p) / max(sigma, 0.01)) ** 2) / 2).softmax(1) for p in pixels)
+    return down @ L_c @ across.T
 
 
 def save_pictures(
@@ -1652,7 +1652,7 @@ def layer_table(network: Network) -> str:
     with ExitStack() as hooks, torch.no_grad(), Watch(x):
         for name, module in net.named_modules():
             if not any(module.children()):
-                hooks.enter_context(forward_hook(module, partial(note, name)))
+                hooks.enter_context(module.register_forward_hook(partial(note, name)))
         net(x)
     total = sum(p.numel() for p in net.parameters())
     if elsewhere := total - sum(counts.values()):
@@ -1707,8 +1707,9 @@ def interrupted(*_signal: Any) -> NoReturn:
 
 
 def spare_cores() -> int:
-    """For decoding: not the one that the network needs at least."""
-    return min(4, (os.cpu_count() or 1) // WORLD - 1)
+    """For decoding: not the one that the network of this rank needs at least."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(4, (os.cpu_count() or 1) // ranks - 1))
 
 
 def existing(text: str) -> str:
@@ -1824,16 +1825,19 @@ class Parser(argparse.ArgumentParser):
         """Pictures may stand behind the classes of --target."""
         options = self.parse_args(argv)
         files = [word for word in options.target if Path(word).is_file()]
-        options.target = [word for word in options.target if word not in files]
+        options.target = [word for word in options.target if word not in files] or ["predicted"]
         options.images += map(existing, files)
         for name in ("target", "method", "panels"):
             setattr(options, name, list(dict.fromkeys(getattr(options, name))))
         if options.layers and options.weights is None and options.model != "course":
             options.weights = None if ".py:" in options.model else "none"  # no download for a table
         options.images = options.images or [existing(str(HERE / "data"))]
-        for folder in filter(os.path.isdir, options.images):
-            if options.out.resolve().is_relative_to(Path(folder).resolve()):
-                self.error(f"--out {options.out} lies in {folder}, which is read; give another")
+        written = [options.out.resolve() / name for name in ("raw", "gradcam")]
+        for source in map(Path, options.images):
+            if any(w.is_relative_to(source.resolve()) or source.resolve().is_relative_to(w)
+                   for w in written):  # fmt: skip
+                self.error(f"--out {options.out} would write into {source}, which is read; give "
+                           "another")
         return options
 
 

@@ -116,15 +116,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    options = parser.parse_args()
+    quick, rounds = options.quick, 1 if options.quick else options.rounds
     counts = [50, 100, 200] if quick else [200, 1000, 3000, 10000]
     found = []
     with tempfile.TemporaryDirectory() as name:
         noisy_digits(Path(name), counts[-1])
         for overlays in ("none", "all"):
             for who in LAUNCHERS:
-                found.append(measured(who, overlays, counts, Path(name), 1 if quick else 3))
+                found.append(measured(who, overlays, counts, Path(name), rounds))
                 print(json.dumps(found[-1]), flush=True)
         (parts := Path(name, "parts")).mkdir()
         parts_per_second = {"decode": round(decoding(parts)), "merge": round(merging(parts))}

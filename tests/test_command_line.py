@@ -198,3 +198,21 @@ def test_a_pad_that_was_asked_for_is_told_where_the_stride_is_lost(tmp_path, cap
 def test_reading_from_where_it_writes_is_refused(tmp_path, capsys):
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "which is read; give another" in capsys.readouterr().err
+    (tmp_path / "raw" / "5").mkdir(parents=True)
+    picture = tmp_path / "raw" / "5" / "five.png"
+    Image.new("L", (60, 60)).save(picture)
+    for source in (picture, picture.parent, tmp_path / "raw"):
+        assert main([str(source), "--out", str(tmp_path)]) == 2
+        assert f"would write into {source}, which is read" in capsys.readouterr().err
+    with Image.open(picture) as untouched:
+        assert untouched.size == (60, 60)
+
+
+def test_files_alone_behind_a_list_leave_its_default(tmp_path, digits):
+    digits[5].image.save(tmp_path / "five.png")
+    assert main(["--target", str(tmp_path / "five.png"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_cores_that_there_are_not_do_not_decode(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "640")
+    assert SID_a4.spare_cores() == 0

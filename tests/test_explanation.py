@@ -90,6 +90,10 @@ RELUS = {
     "clip": lambda x: x.clip(0),
     "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
     "maximum of 0": lambda x: torch.maximum(torch.zeros(()).to(x), x),
+    "maximum by name": lambda x: torch.maximum(x, other=torch.zeros_like(x)),
+    "max": lambda x: torch.max(x, torch.zeros_like(x)),
+    "x.max()": lambda x: x.max(torch.zeros(()).to(x)),
+    "fmax": lambda x: torch.fmax(x, torch.zeros_like(x)),
     "threshold": nn.Threshold(0.0, 0.0),
     "leaky of 0": nn.LeakyReLU(0.0),
 }
@@ -223,6 +227,35 @@ def test_maps_are_those_of_the_layer_although_an_in_place_operation_follows(inpl
     torch.testing.assert_close(found.cells, expected)
     assert A.min() < -1
     assert not torch.allclose(expected, grad_cam_oracle(lambda A: fc(A.flatten(1)), A, [1, 1]))
+
+
+def test_a_relu_written_into_a_part_of_a_tensor_is_not_called_guided():
+    def first_four(x):
+        x = x * 1.0
+        x[:, :4].relu_()  # into x, which goes on
+        return x
+
+    found = explain(Net(first_four).double().eval(), torch.randn(2, 2, 8, 8).double(), 1)
+    assert found.unguided == ("relu in a part of a tensor",)
+
+
+class Rows(CourseCNN):
+    """As many tutorials write it, which pictures that lie channels-last refuse."""
+
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(F.relu(self.fc1(x.view(-1, 160))))
+
+
+@pytest.mark.parametrize("B", [1, 4])
+def test_a_network_that_views_its_maps_as_rows(B):
+    net, x = CourseCNN(), torch.rand(B, 1, 28, 28)
+    rows = Rows()
+    rows.load_state_dict(net.state_dict())
+    found, expected = explain(rows, x), explain(net, x)
+    torch.testing.assert_close(found.L_c, expected.L_c)
+    torch.testing.assert_close(found.R, expected.R)
 
 
 # ------------------------------------------------------------------------------- placement

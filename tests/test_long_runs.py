@@ -152,6 +152,65 @@ def test_other_settings_are_not_mixed_into_a_run_that_goes_on(many, tmp_path, mo
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("change", ["weights", "pictures"])
+def test_other_weights_or_pictures_are_not_mixed_in_either(tmp_path, digits, monkeypatch, change):
+    for i in range(24):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        digits[i % 8].image.save(tmp_path / "in" / f"b{i:02}.png")
+    state = torch.load(HERE / "mnist_model.pth", weights_only=True)
+    torch.save(state, weights := tmp_path / "w.pth")
+    words = [*arguments(tmp_path / "in", tmp_path / "out"), "--weights", str(weights)]
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 2)
+        main(words)
+    if change == "weights":
+        state["fc2.bias"][9] += 1000
+        torch.save(state, weights)
+    else:
+        digits[0].image.save(tmp_path / "in" / "a.png")
+    assert main([*words, "--resume"]) == 0
+    rows = table(tmp_path / "out")
+    if change == "weights":
+        assert {row["predicted"] for row in rows} == {"9"}
+    else:
+        assert [row["image"] for row in rows] == ["a", *(f"b{i:02}" for i in range(24))]
+
+
+def test_parts_that_vanish_are_noticed(many, tmp_path, monkeypatch, capsys):
+    write = SID_a4.write_block
+
+    def write_and_lose(number, *arguments):
+        write(number, *arguments)
+        if number == 20:  # as when another run begins in the same folder
+            for part in tmp_path.glob(".*.parts/[0-9].csv"):
+                part.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SID_a4, "write_block", write_and_lose)
+        assert main(arguments(many, tmp_path)) == 2
+    assert "is no longer complete" in capsys.readouterr().err
+    (part,) = tmp_path.glob(".*.parts/12.csv")
+    part.write_text("")  # as a power cut may leave it
+    assert main([*arguments(many, tmp_path), "--resume"]) == 0
+    assert len(table(tmp_path)) == 180
+
+
+def test_what_else_lies_in_the_folder_stays(many, tmp_path, monkeypatch):
+    (tmp_path / "maps").mkdir()
+    for name in (".SID_a4.csv.part", "maps/all.npz", "maps/1st.npz"):
+        (tmp_path / name).write_text("mine")
+    options = [*arguments(many, tmp_path), "--limit", "20", "--batch-size", "2"]
+    assert main(options) == 0
+    assert len(list(tmp_path.glob("maps/0*.npz"))) == 10
+    assert main([*options, "--limit", "5", "--pick", "wrong"]) == 0
+    kept = sorted(tmp_path.glob("maps/0*.npz"))
+    assert [len(np.load(path)["image"]) for path in kept] == [1, 2, 2]
+    assert [path.stem for path in kept] == ["000004", "000005", "000006"]
+    assert len(table(tmp_path)) == 5
+    assert (tmp_path / "maps" / "all.npz").read_text() == "mine"
+    assert (tmp_path / "maps" / "1st.npz").read_text() == "mine"
+
+
 def test_pick_and_limit_count_what_was_picked_before(many, tmp_path, monkeypatch):
     def picked(out, *more):
         assert main([*arguments(many, out), "--pick", "wrong", "--limit", "60", *more]) == 0
@@ -163,6 +222,10 @@ def test_pick_and_limit_count_what_was_picked_before(many, tmp_path, monkeypatch
         stop_after(patch, 6)
         picked(tmp_path / "b")
     same_files(picked(tmp_path / "b", "--resume"), expected)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(SID_a4, "merged", lambda *a: (_ for _ in ()).throw(Stop))
+        picked(tmp_path / "c")  # all are picked, but not in the table yet
+    same_files(picked(tmp_path / "c", "--resume"), expected)
 
 
 # --------------------------------------------------------------------------------- many processes

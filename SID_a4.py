@@ -562,7 +562,7 @@ def framed(image: Image.Image, network: Network, border: int) -> tuple[Image.Ima
     else:
         w2, h2 = wide, max(1, int(wide * h / w))
     left, top = round((w2 - W) / 2), round((h2 - H) / 2)
-    image = image if (w2, h2) == (w, h) else image.resize((w2, h2), network.resample)
+    image = image.resize((w2, h2), network.resample)
     canvas = Image.new(image.mode, (W, H), (border,) * len(network.mean))
     canvas.paste(image, (-left, -top))
     return canvas, (left * w / w2, top * h / h2, (left + W) * w / w2, (top + H) * h / h2)
@@ -1174,8 +1174,9 @@ def draw_panel(axes: Axes, name: str, values: np.ndarray, style: Style, corners:
 
 def draw_words(axes: Axes, name: str, explanation: Explanation, x: float, y: float) -> None:
     """No panel is blank without a word."""
-    words = ""
-    if name in ("gradcam", "overlay", "guided-gradcam") and not explanation.cells.any():
+    words, small = "", min(explanation.L_c.shape[1:]) < 100  # a large overlay has its own words
+    empties = ("gradcam", "guided-gradcam", "overlay") if small else ("gradcam", "guided-gradcam")
+    if name in empties and not explanation.cells.any():
         words = NO_EVIDENCE.replace(" ", "\n")
     elif name == "guided" and explanation.R is not None and not explanation.R.any():
         words = "no\ngradient"
@@ -1714,7 +1715,8 @@ def spare_cores() -> int:
 
 def existing(text: str) -> str:
     kind, _, root = text.partition(":")
-    if not (kind in DATA_SETS and root) and not (Path(text).is_dir() or Path(text).is_file()):
+    there = text and (Path(text).is_dir() or Path(text).is_file())
+    if not there and not (kind in DATA_SETS and root):
         raise Complaint(f"{text or 'an empty name'} does not exist; give picture files, folders or "
                         "a .json: check the spelling, and the folder you are in")
     return text

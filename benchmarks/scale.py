@@ -60,8 +60,9 @@ def one_run(launcher: list[str], pictures: Path, count: int, overlays: str) -> t
 
 
 def slope(counts: list[int], seconds: list[float]) -> dict[str, float]:
-    """Of log seconds against log pictures, without the start; and R^2 of that line."""
-    x, y = np.log(counts), np.log(seconds)
+    """Of log seconds against log pictures, from a thousand on: before, workers start; and R^2."""
+    many = [i for i, n in enumerate(counts) if n >= min(1000, counts[-2])]
+    x, y = np.log(np.take(counts, many)), np.log(np.take(seconds, many))
     fit = np.polyfit(x, y, 1)
     left = y - np.polyval(fit, x)
     R2 = 1 - (left**2).sum() / ((y - y.mean()) ** 2).sum()

@@ -696,7 +696,10 @@ def explain_each(
 
 
 def faster_format(x: Tensor) -> torch.memory_format:
-    """Channels last: 0.8 to 0.95 times as long, but for one picture, where it may be 1.4 times."""
+    """Channels last: 0.8 to 0.95 times as long, but for one picture, where it may be 1.4 times.
+
+    Neither order is nearer to float64: of ResNet-50's R, 0.00056 and 0.00064 of the norm away.
+    """
     return torch.channels_last if len(x) > 1 else torch.preserve_format
 
 
@@ -1454,6 +1457,8 @@ def write_block(
             save_pictures(picture, explanations, style, options)
     if options.save_maps:
         save_maps(number, results, options)
+    if sys.platform != "win32":
+        os.sync()  # a power cut must not leave the part and take what it stands for
     with (
         whole(parts / f"{number}.csv") as part,
         part.open("w", newline="", encoding="utf-8") as file,

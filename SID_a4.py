@@ -1459,11 +1459,7 @@ def write_block(
         save_maps(number, results, options)
     if sys.platform != "win32":
         os.sync()  # a power cut must not leave the part and take what it stands for
-    with (
-        whole(parts / f"{number}.csv") as part,
-        part.open("w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    with table_in(parts / f"{number}.csv") as table:
         table.writerows(row for _, _, rows in results for row in rows)
 
 
@@ -1490,6 +1486,13 @@ def numbers_of(parts: Path) -> list[int]:
     return sorted(int(part.stem) for part in found)
 
 
+@contextmanager
+def table_in(path: Path) -> Iterator[csv.DictWriter[str]]:
+    """To write rows to; the file is whole or not there."""
+    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        yield csv.DictWriter(file, COLUMNS, lineterminator="\n")
+
+
 def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
     """Block by block, the rows of a picture at a time."""
     for number in numbers_of(parts):
@@ -1502,11 +1505,7 @@ def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
 def merged(parts: Path, options: argparse.Namespace) -> Tally:
     """All parts in one table, and what is in them."""
     tally = Tally()
-    with (
-        whole(options.out / f"{STEM}.csv") as part,
-        part.open("w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    with table_in(options.out / f"{STEM}.csv") as table:
         table.writeheader()
         for number, rows in rows_in(parts):
             tally.add(rows, number, options.grid)

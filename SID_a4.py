@@ -746,10 +746,10 @@ def place(
 ) -> tuple[tuple[float, float] | None, Tensor]:
     """The cells (B, u, v) where they lie in a picture of size (H, W): the pads, and (B, H, W)."""
     if pad == "auto" and stride is not None:
-        (H, W), (u, v), (down, across) = size, cells.shape[1:], stride
+        (H, W), (u, v) = size, cells.shape[1:]
         pads = lost(size, (u, v), stride)
-        rows = interpolation(H, u, down, pads[0], cells.dtype, cells.device)
-        columns = interpolation(W, v, across, pads[1], cells.dtype, cells.device)
+        rows = interpolation(H, u, pads[0], cells.dtype, cells.device)
+        columns = interpolation(W, v, pads[1], cells.dtype, cells.device)
         return pads, rows @ cells @ columns.T
     if pad != "auto" and (not isinstance(pad, int) or pad < 0):
         raise Complaint(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
@@ -766,12 +766,10 @@ def lost(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[flo
 
 
 @cache
-def interpolation(
-    S: int, n: int, s: int, pad: float, kind: torch.dtype, device: torch.device
-) -> Tensor:
-    """(S, n) bilinear weights that centre cell j on S/2 - 1/2 + s (j - (n-1)/2)."""
+def interpolation(S: int, n: int, pad: float, kind: torch.dtype, device: torch.device) -> Tensor:
+    """(S, n) bilinear weights that draw n cells, padded on both sides, over S pixels."""
     p, j = torch.arange(S, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
-    t = (p - (S - 1) / 2) / s + (n - 1) / 2  # where pixel p falls among the cells
+    t = (p - (S - 1) / 2) * (n + 2 * pad) / S + (n - 1) / 2  # where pixel p falls among the cells
     zeros = max(0, math.floor(pad))  # whole cells of pad are zero,
     t = t.clamp(-zeros, n - 1 + zeros)  # and what is left of it repeats its neighbour
     return F.relu(1 - (t[:, None] - j).abs()).to(kind).to(device)

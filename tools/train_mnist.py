@@ -12,6 +12,7 @@ leave the map empty, the one whose maps agree best with occlusion is written.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from SID_a4 import CourseCNN, explain, import_torchvision  # noqa: E402
+from SID_a4 import Complaint, CourseCNN, complaining, explain, import_torchvision  # noqa: E402
 
 MIN_ACCURACY, MAX_EMPTY = 0.992, 0.03  # on the 10,000 test digits; empty: of those it gets right
 BATCH = 64
@@ -65,15 +66,19 @@ class Measured:
         return self.accuracy >= MIN_ACCURACY and self.empty <= MAX_EMPTY
 
 
-def load_mnist(npz: Path | None) -> tuple[Digits, Digits]:
+def load_mnist(npz: Path | None, download: bool = True) -> tuple[Digits, Digits]:
+    """Of a file, or as torchvision keeps it: the training digits and the test digits."""
     if npz:
-        with np.load(npz) as file:
+        how = "give an .npz with x_train, y_train, x_test and y_test"
+        with complaining(f"--data {npz} can't be read", how), np.load(npz) as file:
             return (
                 Digits.of(file["x_train"], file["y_train"]),
                 Digits.of(file["x_test"], file["y_test"]),
             )
-    MNIST = import_torchvision().datasets.MNIST
-    sets = (MNIST(str(ROOT / "data" / "mnist"), part, download=True) for part in (True, False))
+    MNIST, root = import_torchvision().datasets.MNIST, ROOT / "data" / "mnist"
+    get = "from SID_a4 import *; import_torchvision().datasets.MNIST('data/mnist', download=True)"
+    with complaining(f"MNIST is not in {root}", f'fetch it: python -c "{get}", or give --data'):
+        sets = [MNIST(str(root), part, download=download) for part in (True, False)]
     train, test = (Digits.of(part.data.numpy(), part.targets.numpy()) for part in sets)
     return train, test
 
@@ -128,22 +133,30 @@ def measure(net: CourseCNN, digits: Digits, occluded: int) -> Measured:
 
 
 @torch.no_grad()
-def occlusion(net: torch.nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """(B, H, W): how far the target's logit falls when a patch around a pixel is covered."""
+def occlusion(
+    net: torch.nn.Module,
+    x: Tensor,
+    target: Tensor,
+    patch: int = PATCH,
+    step: int = 1,
+    cover: float | None = None,
+) -> Tensor:
+    """(B, h, w): how far the target's logit falls when a patch is covered (in black, or as said)
+    around every pixel, or every step-th."""
 
     def y_c(x: Tensor) -> Tensor:
         logits: Tensor = net(x)
         return logits.gather(1, target[:, None])[:, 0]
 
-    whole, drops = y_c(x), torch.zeros_like(x[:, 0])
-    half = PATCH // 2
-    for i in range(x.shape[2]):
-        for j in range(x.shape[3]):
-            covered = x.clone()
-            covered[:, :, max(0, i - half) : i + half + 1, max(0, j - half) : j + half + 1] = (
-                x.min()
-            )
-            drops[:, i, j] = whole - y_c(covered)
+    whole, half = y_c(x), patch // 2
+    rows, columns = (range(step // 2, S, step) for S in x.shape[2:])
+    drops = torch.zeros(len(x), len(rows), len(columns))
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        covered = x.clone()
+        covered[
+            :, :, max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1
+        ] = x.min() if cover is None else cover
+        drops[:, i, j] = whole - y_c(covered)
     return drops
 
 
@@ -167,8 +180,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    training, test = load_mnist(options.data)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        training, test = load_mnist(options.data)
+    except Complaint as problem:
+        parser.error(str(problem))
     best: tuple[float, int, CourseCNN] | None = None
     for seed in range(options.seeds):
         start = time.perf_counter()

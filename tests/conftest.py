@@ -1,7 +1,11 @@
 """Makes the script importable, and torchvision with it, which the reference libraries import."""
 
+import os
 import sys
 from pathlib import Path
+
+# Two workers test at once; threads of their own, and of what they start, would fight for the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

@@ -52,6 +52,7 @@ import tempfile
 import textwrap
 import time
 import warnings
+import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -195,8 +196,10 @@ def surveyed(network: Network, named: bool) -> Network:
 def course_network(weights: str) -> tuple[nn.Module, dict[str, Any]]:
     """As large as the checkpoint says."""
     state = {} if weights == "none" else read_checkpoint(Path(weights))
-    sizes = {layer: state.get(f"{layer}.weight") for layer in ("conv1", "conv2", "fc1", "fc2")}
-    net = CourseCNN(**{layer: len(w) for layer, w in sizes.items() if w is not None and w.ndim})
+    shapes = {layer: state[key].shape for layer in ("conv1", "conv2", "fc1", "fc2")
+              if (key := f"{layer}.weight") in state}  # fmt: skip
+    with torch.device("meta" if state else "cpu"):  # sizes that don't fit together cost no memory
+        net = CourseCNN(**{layer: shape[0] for layer, shape in shapes.items() if any(shape[:1])})
     if state:
         fill(net, state, weights)
     maps = f"{net.conv1.out_channels} and {net.conv2.out_channels} maps"
@@ -299,6 +302,8 @@ def fill(net: nn.Module, state: dict[str, Tensor], weights: str) -> None:
         if has != needs and not key.endswith("num_batches_tracked"):  # which old files lack
             raise Complaint(f"weights {weights} are of another network: {key} is {has} in the "
                             f"file, {needs} in the network; give its own with --weights")
+    if next(net.parameters()).is_meta:  # they fit: now they may have memory
+        net.to_empty(device="cpu")
     net.load_state_dict(state, strict=False)
 
 
@@ -328,10 +333,15 @@ def import_torchvision() -> Any:
             torch.library.define(missing[1], "(Tensor x) -> Tensor")
 
 
+MAX_TENSORS = 20_000  # of a checkpoint; the largest networks have a tenth of it
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, bare or wrapped. weights_only: nothing in the file is ever run."""
     how = "give a file written by torch.save(net.state_dict(), FILE) with --weights"
     try:
+        if bomb(path):
+            raise ValueError("packed as torch.save never does")
         with warnings.catch_warnings(action="ignore"):  # what it warns of, it then refuses
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -345,12 +355,25 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             found = found[wrapper]
     if not (isinstance(found, dict) and found and all(map(torch.is_tensor, found.values()))):
         raise Complaint(f"weights {path}: the file holds no state dict; {how}")
+    claimed = sum(value.numel() * value.element_size() for value in found.values())
+    if len(found) > MAX_TENSORS or claimed > 8 * path.stat().st_size:  # some share their weights
+        raise Complaint(f"weights {path}: {len(found)} tensors of {claimed} bytes are more than "
+                        f"such a file can hold; {how}")  # fmt: skip
     for key, value in found.items():
         if value.layout != torch.strided or value.is_complex():
             raise Complaint(f"weights {path}: {key} is no plain tensor of real numbers; {how}")
         if not torch.isfinite(value).all():
             raise Complaint(f"weights {path}: {key} holds NaN or infinity; train again, or {how}")
     return {str(key).removeprefix("module."): value for key, value in found.items()}
+
+
+def bomb(path: Path) -> bool:
+    """A zip of more than a network needs, or packed tighter than torch.save does it: not at all."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+    return len(entries) > MAX_TENSORS or any(e.file_size > e.compress_size for e in entries)
 
 
 def code_in(path: Path, refusal: str) -> str | None:
@@ -371,6 +394,7 @@ def code_in(path: Path, refusal: str) -> str | None:
 
 SUFFIXES = (".json", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 DATA_SETS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
+MAX_PIXELS = 80_000_000  # of a picture: decoded they take up to 700 MB
 PIXELS = "give 28 x 28 or 784 numbers a picture, from 0 to 255 or from 0 to 1"
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Item = tuple[str, str, Callable[[], Image.Image]]  # name, label and how to load it
@@ -426,9 +450,10 @@ def found_in(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
         for folder, folders, names in os.walk(source):
             folders[:] = sorted(name for name in folders if name[0] != ".")
             label = "" if folder == source else Path(folder).name
-            for path in (Path(folder, name) for name in sorted(names) if name[0] != "."):
-                if path.suffix.lower() in SUFFIXES and path.is_file():
-                    yield from in_file(path, label)
+            paths = (Path(folder, name) for name in sorted(names) if name[0] != ".")
+            # At once: a file that vanishes later is missed by name, and moves no other one up.
+            for path in [p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()]:
+                yield from in_file(path, label)
 
 
 def in_file(path: Path, label: str = "") -> Iterator[Item]:
@@ -450,9 +475,13 @@ def open_image(path: Path) -> Image.Image:
     """Grey (L) or colour (RGB), as a viewer shows it: turned, transparent parts white."""
     how = "give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture, or a .json of pixels"
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-    except MemoryError:
+        image: Image.Image
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                refuse(f"{path} is too large, {image.width} x {image.height} pixels; give at most "
+                       f"{MAX_PIXELS // 10**6} million")  # fmt: skip
+            ImageOps.exif_transpose(image, in_place=True)
+    except (Complaint, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         what = f"is truncated or broken ({reason(error)})"
@@ -460,16 +489,24 @@ def open_image(path: Path) -> Image.Image:
             what = "is not an image" if path.stat().st_size else "is an empty file"
         raise Complaint(f"{path} {what}; {how}") from error
     if image.mode[0] in "IF":  # Pillow clips 16-bit and float grey at 255 instead of scaling it
-        values = np.asarray(image, np.float64)
+        values = np.array(image, np.float32)
         low, high = values.min(), values.max()
         if not 0 <= low <= high <= 65535:
             raise Complaint(f"{path} holds numbers from {low:g} to {high:g}; give 8 or 16 bits")
         white = 65535 if ";16" in image.mode or high > 255 else 255 if high > 1 else 1
-        image = Image.fromarray((values * 255 / white).round().astype(np.uint8))
+        values *= 255
+        values /= white
+        image = Image.fromarray(values.round(out=values).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        seen = in_mode(image, "RGBA")
+        image = Image.new("RGB", seen.size, "white")
+        image.paste(seen, mask=seen)
+    return in_mode(image, "L" if image.mode in ("1", "L") else "RGB")
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Not a copy of what is so already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def json_items(content: Any) -> Iterator[tuple[str, Any, str]]:
@@ -538,10 +575,9 @@ def data_set(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Item]:
 
 def fitted(picture: Picture, whole: Image.Image, network: Network, invert: bool) -> Picture:
     """As the network sees it, its label one of the network's classes."""
-    image, notes = whole.convert("L" if len(network.mean) == 1 else "RGB"), []
+    image, notes = in_mode(whole, "L" if len(network.mean) == 1 else "RGB"), []
     image = ImageOps.invert(image) if invert else image
-    pixels = np.asarray(image)
-    border = int(np.median(np.concatenate([pixels[[0, -1]].ravel(), pixels[:, [0, -1]].ravel()])))
+    border = border_of(image)
     if border > 127 and network.cover is None and not invert:
         notes.append("bright border: if this is dark ink on white paper, add --invert")
     c = class_number(picture.label, network.classes)
@@ -550,6 +586,13 @@ def fitted(picture: Picture, whole: Image.Image, network: Network, invert: bool)
     image, box = framed(image, network, border)
     label = "" if c is None else network.classes[c]
     return Picture(picture.name, image, label, "; ".join(notes), whole, box)
+
+
+def border_of(image: Image.Image) -> int:
+    """The median of the pixels at the four edges."""
+    w, h = image.size
+    edges = (0, 0, w, 1), (0, h - 1, w, h), (0, 0, 1, h), (w - 1, 0, w, h)
+    return int(np.median(np.concatenate([np.asarray(image.crop(e)).ravel() for e in edges])))
 
 
 def framed(image: Image.Image, network: Network, border: int) -> tuple[Image.Image, Box]:
@@ -562,6 +605,8 @@ def framed(image: Image.Image, network: Network, border: int) -> tuple[Image.Ima
     else:
         w2, h2 = wide, max(1, int(wide * h / w))
     left, top = round((w2 - W) / 2), round((h2 - H) / 2)
+    if w2 * h2 > MAX_PIXELS:
+        refuse(f"a picture of {w} x {h} is too long and thin; cut it")
     image = image.resize((w2, h2), network.resample)
     canvas = Image.new(image.mode, (W, H), (border,) * len(network.mean))
     canvas.paste(image, (-left, -top))
@@ -674,7 +719,8 @@ def explain_each(
         logits = checked(logits, 2, "the network", "give one that returns logits (B, classes)")
         how = "name a convolution or a block of them, which gives maps (B, K, u, v)"
         A = checked(watch.A, 4, f"layer {layer}", how)
-        stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
+        maps = A.detach()  # (B, K, u, v)
+        stride = getattr(A, STRIDE, None) if maps[0, 0].numel() > 1 else None  # one cell sees all
         negative = maps.amin((1, 2, 3)) < 0  # (B,)
         for left, c in enumerate([as_target(t, logits) for t in targets], 1 - len(targets)):  # (B,)
             # The sum over the batch mixes nothing: no picture's logit depends on another picture.
@@ -1257,6 +1303,7 @@ class Blocks(IterableDataset[tuple[int, list[Picture]]]):
 class Tally:
     """What the account needs to know of the rows that went by."""
 
+    pictures: int = 0
     explained: int = 0
     columns: int = 0  # of the figure, if it showed all
     skipped: list[str] = field(default_factory=list)
@@ -1268,6 +1315,7 @@ class Tally:
     def add(self, rows: list[Row], block: int, grid: int) -> None:
         """The rows of one picture."""
         label, predicted = rows[0]["label"], rows[0]["predicted"]
+        self.pictures += 1
         if label and predicted:
             self.seen[label] += 1
             self.right[label] += label == predicted
@@ -1311,6 +1359,9 @@ def run(options: argparse.Namespace) -> int:
     columns = columns_of(tally, at_hand, network, options)
     save_figure(columns, network, options)
     shutil.rmtree(parts)
+    if tally.pictures != total and options.pick == "all":
+        tally.skipped.append(f"the pictures changed while they were read: {total} were listed, "
+                             f"{tally.pictures} are in the table; run it again")  # fmt: skip
     for note in tally.skipped:
         print(f"{SCRIPT}: {note}", file=sys.stderr)
     if not options.quiet:
@@ -1400,40 +1451,74 @@ def explained(
 ) -> list[Result]:
     """The block's pictures, each with its explanations, target by target, and its rows."""
     chosen = [picture for picture in block if picture.image is not None]
-    said = predictions(network, chosen, options) if options.pick != "all" and chosen else {}
+    said: dict[str, str] = {}
     if options.pick != "all":
+        names = halved(partial(predictions, network, options), chosen)
+        said = {p.name: name for p, name in zip(chosen, names, strict=True)}
         right = options.pick == "right"
         chosen = [p for p in chosen if p.label and (p.label == said[p.name]) == right][:left]
-    found: dict[str, list[Explanation]] = {picture.name: [] for picture in block}
-    if chosen:
-        guided = any(name.startswith("guided") for name in options.panels)
-        c = [classes_of(target, chosen, network.classes) for target in options.target]
-        x, layer = batch(network, chosen, options), network.layer
-        for each in fetched(
-            explain_each(network.net, x, c, layer, options.method, options.pad, guided)
-        ):
-            each = replace(each, L_c=blurred(each.L_c, options.blur))
-            for picture, one in zip(chosen, each, strict=True):
-                found[picture.name].append(one)
+    each = halved(partial(explanations_of, network, options), chosen)
+    found = {picture.name: ones for picture, ones in zip(chosen, each, strict=True)}
     results = []
     for picture in block:
-        each_or_none: Sequence[Explanation | None] = found[picture.name] or [None]
-        rows = [table_row(picture, one, network.classes, said.get(picture.name, ""))
-                for one in each_or_none]  # fmt: skip
-        results.append((picture, found[picture.name], rows))
+        ones = found.get(picture.name, [])
+        if not all(map(finite, ones)):
+            note = f"{picture.name}: the network answers with NaN or infinity; give another picture"
+            picture, ones = replace(picture, note=note), []
+        each_or_none: Sequence[Explanation | None] = ones or [None]
+        other = "" if picture.name in found else said.get(picture.name, "")
+        rows = [table_row(picture, one, network.classes, other) for one in each_or_none]
+        results.append((picture, ones, rows))
     return results
 
 
-def batch(network: Network, pictures: Sequence[Picture], options: argparse.Namespace) -> Tensor:
-    return network.tensor([p.image for p in pictures if p.image]).to(options.device)
+def halved(work: Callable[[list[Picture]], list[Any]], pictures: list[Picture]) -> list[Any]:
+    """work's result for each; where memory does not suffice for all, half and half."""
+    try:
+        return work(pictures) if pictures else []
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if len(pictures) == 1 or not (known or "allocate memory" in str(error)):
+            raise
+    # Here and not above: what failed is still in memory as long as the error is.
+    half = len(pictures) // 2
+    say_once(f"no memory for {len(pictures)} pictures at once, so {half}; --batch-size {half} "
+             "saves the attempt")  # fmt: skip
+    return halved(work, pictures[:half]) + halved(work, pictures[half:])
+
+
+@cache
+def say_once(words: str) -> None:
+    print(f"{SCRIPT}: {words}", file=sys.stderr)
+
+
+def explanations_of(
+    network: Network, options: argparse.Namespace, pictures: list[Picture]
+) -> list[list[Explanation]]:
+    """Of each picture: target by target, and method by method."""
+    guided = any(name.startswith("guided") for name in options.panels)
+    c = [classes_of(target, pictures, network.classes) for target in options.target]
+    x, layer = batch(network, options, pictures), network.layer
+    found = fetched(explain_each(network.net, x, c, layer, options.method, options.pad, guided))
+    placed = (replace(each, L_c=blurred(each.L_c, options.blur)) for each in found)
+    return [list(ones) for ones in zip(*placed, strict=True)]
 
 
 def predictions(
-    network: Network, pictures: Sequence[Picture], options: argparse.Namespace
-) -> dict[str, str]:
+    network: Network, options: argparse.Namespace, pictures: list[Picture]
+) -> list[str]:
     with torch.no_grad():
-        c = network.net(batch(network, pictures, options)).argmax(1).tolist()
-    return {p.name: network.classes[one] for p, one in zip(pictures, c, strict=True)}
+        c = network.net(batch(network, options, pictures)).argmax(1).tolist()
+    return [network.classes[one] for one in c]
+
+
+def batch(network: Network, options: argparse.Namespace, pictures: Sequence[Picture]) -> Tensor:
+    return network.tensor([p.image for p in pictures if p.image]).to(options.device)
+
+
+def finite(explanation: Explanation) -> bool:
+    maps = (explanation.logits, explanation.L_c, explanation.R, explanation.guided_cam)
+    return all(bool(m.isfinite().all()) for m in maps if m is not None)
 
 
 def fetched(explanations: list[Explanation]) -> list[Explanation]:
@@ -1473,9 +1558,15 @@ def save_maps(number: int, results: list[Result], options: argparse.Namespace) -
     for name in ("L_c", "R"):
         maps = [getattr(explanation, name) for explanation, _ in pairs]
         if maps[0] is not None:
-            arrays[name] = torch.cat(maps).numpy().astype(options.save_maps)
+            arrays[name] = narrowed(torch.cat(maps).numpy(), options.save_maps)
     with whole(file) as part, part.open("wb") as opened:
         np.savez(opened, **arrays)
+
+
+def narrowed(values: np.ndarray, kind: str) -> np.ndarray:
+    """float16 ends at 65504 and is coarse below 0.0001: what is not in between stays float32."""
+    top = np.abs(values).max()
+    return values.astype(kind if not top or 1e-3 < top < 65504 else "float32")
 
 
 def numbers_of(parts: Path) -> list[int]:
@@ -1507,7 +1598,7 @@ def merged(parts: Path, options: argparse.Namespace) -> Tally:
         table.writeheader()
         for number, rows in rows_in(parts):
             tally.add(rows, number, options.grid)
-            table.writerows(row for row in rows if row["target"] or row["note"])
+            table.writerows(map(no_formula, rows) if rows[0]["target"] or rows[0]["note"] else ())
         if not tally.explained:
             shutil.rmtree(parts, ignore_errors=True)
             raise nothing_explained(tally, options.pick)
@@ -1516,6 +1607,12 @@ def merged(parts: Path, options: argparse.Namespace) -> Tally:
             if file.stem.isdecimal() and not (parts / f"{int(file.stem)}.csv").exists():
                 file.unlink()
     return tally
+
+
+def no_formula(row: Row) -> Row:
+    """A spreadsheet would compute a cell that begins so: an apostrophe makes it text."""
+    begins = ("=", "+", "-", "@", "\t", "\r")
+    return {head: f"'{cell}" if cell.startswith(begins) else cell for head, cell in row.items()}
 
 
 def nothing_explained(tally: Tally, pick: str) -> Complaint:
@@ -1621,6 +1718,8 @@ def account(
 
 def pad_words(explanation: Explanation, asked: int | Literal["auto"]) -> str:
     """The pad and why it is so."""
+    if explanation.cells[0].numel() == 1 and explanation.pad is None:
+        return "none: the map is one cell, which stands for the whole picture"
     if explanation.pad is None:
         return f"none: the stride up to {explanation.layer} is lost, the map is stretched"
     number = each_axis(explanation.pad)

@@ -3,6 +3,7 @@
 import json
 
 import draw_digits
+import mutate
 import numpy as np
 import pytest
 import torch
@@ -107,3 +108,12 @@ def test_training_that_is_not_good_enough_writes_nothing(stripes, tmp_path, monk
     assert train_mnist.main([*map(str, arguments)]) == 1
     assert "no seed reached 110.0%" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_every_mutant_of_the_mathematics_can_still_be_made():
+    source = (HERE / "SID_a4.py").read_text()
+    assert len(mutate.MUTANTS) >= 30
+    for name, (old, new) in mutate.MUTANTS.items():
+        assert source.count(old) == 1, name
+        assert old != new
+        compile(source.replace(old, new), name, "exec")

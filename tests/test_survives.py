@@ -1,0 +1,481 @@
+"""What strangers' files, full disks and killed processes do to a run: the README's promises."""
+
+import csv
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import SID_a4
+from SID_a4 import HERE, Complaint, explain, load_network, main, read_pictures
+
+SCRIPT = str(HERE / "SID_a4.py")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits and signals")
+
+
+def table(out):
+    with (out / "SID_a4.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory, digits):
+    """A folder of forty pictures."""
+    folder = tmp_path_factory.mktemp("forty")
+    for i in range(40):
+        digits[i % 8].image.save(folder / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def at_once(forty, tmp_path_factory):
+    """What a run writes that nothing disturbs."""
+    out = tmp_path_factory.mktemp("at_once")
+    assert main(arguments(forty, out)) == 0
+    return contents(out)
+
+
+def arguments(source, out, *more):
+    words = [str(source), "--out", str(out), "--batch-size", "4", "--workers", "0", "--quiet"]
+    return [*words, *more]
+
+
+def script(*words, **how):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, **how)
+
+
+def one_line(done, code=2):
+    """The only thing that was said."""
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "Traceback" not in line
+    return line
+
+
+# ------------------------------------------------------------------------------ bombs and tricks
+
+
+def png_of(width, height):
+    """The head of a PNG that says it is so large."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(b)) + t + b + struct.pack(">I", zlib.crc32(t + b))
+              for t, b in parts)  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (9000, 9000), (2**31 - 1, 1)])
+def test_a_decompression_bomb_is_not_decoded(tmp_path, network, size):
+    (tmp_path / "bomb.png").write_bytes(png_of(*size))
+    begun = time.monotonic()
+    (picture,) = read_pictures([tmp_path / "bomb.png"], network)
+    assert picture.image is None
+    assert "too large" in picture.note or "exceeds limit" in picture.note
+    assert time.monotonic() - begun < 1
+
+
+@posix
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_the_largest_pictures_are_read_within_a_gigabyte(tmp_path, mode):
+    Image.new(mode, (8900, 8900), 99).save(tmp_path / "large.png", compress_level=1)
+    code = (
+        "import resource, sys, SID_a4; network = SID_a4.load_network()\n"
+        "(picture,) = SID_a4.read_pictures([sys.argv[1]], network)\n"
+        "assert picture.image.size == (28, 28), picture.note\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = script("-c", code, str(tmp_path / "large.png"), cwd=HERE)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2**20  # KiB
+
+
+def test_very_long_and_very_thin_pictures(tmp_path, network):
+    for name, size in (("wide", (100_000, 28)), ("tall", (28, 100_000)), ("thin", (20_000, 1))):
+        Image.new("L", size, 200).save(tmp_path / f"{name}.png")
+    (tmp_path / "out").mkdir()
+    assert all(picture.image for picture in read_pictures([tmp_path], network))
+    squeeze = load_network("squeezenet1_0", "none")  # which would enlarge them to cover a square
+    found = {picture.name: picture for picture in read_pictures([tmp_path], squeeze)}
+    assert "20000 x 1 is too long and thin; cut it" in found["thin"].note
+    assert not found["thin"].image
+
+
+def test_of_ten_thousand_frames_the_first_is_read(tmp_path, network):
+    frames = [Image.new("L", (28, 28), i % 256) for i in range(10_000)]
+    path = tmp_path / "frames.gif"
+    frames[7].save(path, save_all=True, append_images=frames[1:])
+    begun = time.monotonic()
+    (picture,) = read_pictures([path], network)
+    assert np.asarray(picture.image).max() == 7
+    assert time.monotonic() - begun < 2
+
+
+@posix
+def test_a_folder_that_contains_itself_is_read_once(tmp_path, network):
+    Image.new("L", (28, 28)).save(tmp_path / "one.png")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "again").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [picture.name for picture in read_pictures([tmp_path], network)] == ["one"]
+
+
+@posix
+def test_strange_names_stay_in_the_folder_and_apart(tmp_path, digits):
+    names = ["a\nb", "a..", "%2e%2e", "x" * 251, "=1+1", "-rf", "a b", "a_b", "\u202egnp", "CON"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        digits[0].image.save(tmp_path / "in" / f"{name}.png")
+    shutil.copy(tmp_path / "in" / "a b.png", os.fsencode(tmp_path / "in") + b"/\xff\xfe.png")
+    out = tmp_path / "deep" / "out"
+    assert main(arguments(tmp_path / "in", out)) == 0
+    rows = table(out)
+    assert len(rows) == len({row["image"] for row in rows}) == len(names) + 1
+    assert len(list(out.glob("raw/*.png"))) == len(list(out.glob("gradcam/*.png"))) == len(rows)
+    for row in rows:
+        assert re.fullmatch(r"[\w.-]+", row["image"])
+        assert not row["image"].startswith((".", "-", "="))
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "deep"}
+
+
+def test_pictures_of_one_name_in_two_folders_are_both_kept(tmp_path, digits):
+    for i, folder in enumerate("ab"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        digits[i].image.save(tmp_path / "in" / folder / "same.png")
+    assert main(arguments(tmp_path / "in", tmp_path / "out")) == 0
+    assert [(r["image"], r["predicted"]) for r in table(tmp_path / "out")] == [
+        ("same", "0"), ("same-2", "1"),
+    ]  # fmt: skip
+    for i, name in enumerate(("same", "same-2")):
+        kept = Image.open(tmp_path / "out" / "raw" / f"{name}.png")
+        assert np.array_equal(kept, digits[i].image)
+
+
+def test_no_cell_of_the_table_is_a_formula(tmp_path):
+    hostile = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "five", "six", "seven", "8", "9"]
+    (tmp_path / "classes.json").write_text(json.dumps(hostile))
+    words = ["--out", str(tmp_path / "out"), "--quiet", "--classes", str(tmp_path / "classes.json")]
+    assert main(words) == 0
+    rows = table(tmp_path / "out")
+    assert [row["predicted"] for row in rows[:4]] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)"]
+    assert not any(cell[:1] in set("=+-@\t\r") for row in rows for cell in row.values())
+
+
+# ---------------------------------------------------------------------------------------- faults
+
+
+def limit_files(size):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+@posix
+def test_no_room_for_a_file_and_then_there_is(forty, at_once, tmp_path):
+    """The figure does not fit any more, everything else did."""
+    done = script(SCRIPT, *arguments(forty, tmp_path), preexec_fn=limit_files(60_000))
+    assert "stopped: File too large; mend that, then --resume" in one_line(done)
+    assert not [name for name in contents(tmp_path) if name.endswith(".part")]
+    assert not (tmp_path / "SID_a4.png").exists()
+    assert main(arguments(forty, tmp_path, "--resume")) == 0
+    assert contents(tmp_path) == at_once
+
+
+@posix
+def test_a_disk_that_is_full_in_the_middle(forty, at_once, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        done = script(SCRIPT, *arguments(forty, disk))
+        assert "stopped: No space left on device; mend that, then --resume" in one_line(done)
+        assert not [name for name in contents(disk) if name.endswith(".part")]
+        subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+        assert main(arguments(forty, disk, "--resume")) == 0
+        assert contents(disk) == at_once
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@posix
+def test_an_output_folder_that_can_not_be_written_to(forty):
+    line = one_line(script(SCRIPT, *arguments(forty, "/proc/here")))
+    assert "can't write to /proc/here" in line
+    assert "give a folder you may write to" in line
+
+
+def test_an_output_folder_that_is_removed_in_the_middle(forty, tmp_path, monkeypatch, capsys):
+    write, out = SID_a4.write_block, tmp_path / "out"
+
+    def write_and_remove(number, *rest):
+        write(number, *rest)
+        if number == 5:
+            shutil.rmtree(out, ignore_errors=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SID_a4, "write_block", write_and_remove)
+        patch.setattr(SID_a4, "WRITERS", 1)
+        assert main(arguments(forty, out)) == 2
+    assert "no longer complete" in capsys.readouterr().err
+    assert not (out / "SID_a4.csv").exists()
+    assert main(arguments(forty, out, "--resume")) == 0
+    assert len(table(out)) == 40
+
+
+WORKER = """
+import os, signal, sys, SID_a4
+decoded = SID_a4.decoded
+def deadly(item, *rest):
+    if item[0] == "33":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decoded(item, *rest)
+SID_a4.decoded = deadly
+sys.exit(SID_a4.main())
+"""
+
+
+@posix
+def test_a_worker_that_is_killed(forty, at_once, tmp_path):
+    words = [word if word != "0" else "2" for word in arguments(forty, tmp_path)]
+    line = one_line(script("-c", WORKER, *words, cwd=HERE, timeout=60))
+    assert "stopped: DataLoader worker" in line
+    assert "killed by signal: Killed" in line
+    assert "--resume" in line
+    assert main(arguments(forty, tmp_path, "--resume")) == 0
+    assert contents(tmp_path) == at_once
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:131] DefaultCPUAllocator: can't allocate memory"),
+])  # fmt: skip
+def test_without_memory_for_a_batch_it_is_halved(
+    forty, at_once, tmp_path, monkeypatch, capsys, error
+):
+    whole, tried = SID_a4.explain_each, []
+
+    def greedy(net, x, *rest):
+        tried.append(len(x))
+        if len(x) > 3:
+            raise error
+        return whole(net, x, *rest)
+
+    monkeypatch.setattr(SID_a4, "explain_each", greedy)
+    SID_a4.say_once.cache_clear()
+    assert main(arguments(forty, tmp_path)) == 0
+    assert tried.count(4) == 10
+    assert tried.count(2) == 20
+    assert capsys.readouterr().err == (
+        "SID_a4.py: no memory for 4 pictures at once, so 2; --batch-size 2 saves the attempt\n"
+    )
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "SID_a4.csv").write_bytes(at_once["SID_a4.csv"])
+    for found, expected in zip(table(tmp_path), table(tmp_path / "whole"), strict=True):
+        near = pytest.approx(float(expected["probability"]), abs=1e-5)
+        assert float(found.pop("probability")) == near
+        expected.pop("probability")
+        assert found == expected
+
+
+def test_without_memory_for_one_picture_it_stops(forty, tmp_path, monkeypatch, capsys):
+    def greedy(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SID_a4, "explanations_of", greedy)
+    assert main(arguments(forty, tmp_path)) == 2
+    assert "stopped: CUDA out of memory; mend that" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_picture_that_vanishes_before_it_is_read(forty, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(forty, tmp_path / "in")
+    read = SID_a4.open_image
+
+    def read_and_remove(path):
+        (folder / "17.png").unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(SID_a4, "open_image", read_and_remove)
+    assert main(arguments(folder, tmp_path / "out")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "skipped: " in line
+    assert "17.png" in line
+    rows = table(tmp_path / "out")
+    assert [row["image"] for row in rows] == [f"{i:02}" for i in range(40)]
+    assert [row["image"] for row in rows if not row["predicted"]] == ["17"]
+
+
+def test_a_folder_that_changes_between_two_looks_is_noticed(forty, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(forty, tmp_path / "in")
+    counted = SID_a4.fingerprint
+
+    def count_and_remove(*rest):
+        found = counted(*rest)
+        (folder / "17.png").unlink()
+        return found
+
+    monkeypatch.setattr(SID_a4, "fingerprint", count_and_remove)
+    assert main(arguments(folder, tmp_path / "out")) == 1
+    said = capsys.readouterr().err
+    assert "the pictures changed while they were read: 40 were listed, 39 are in the table" in said
+
+
+# --------------------------------------------------------------------------------------- numbers
+
+
+class Small(nn.Module):
+    """A convolution before a ReLU and a head, of any number of classes."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 6, 5)
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "near"),
+    [(torch.float64, 1e-5), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)],
+)
+def test_networks_of_other_precisions(kind, near):
+    x = torch.rand(3, 1, 20, 20)
+    expected = explain(Small(), x, [0, 1, 2])
+    found = explain(Small().to(kind), x.to(kind), [0, 1, 2])
+    assert found.L_c.dtype == found.R.dtype == kind
+    for name in ("logits", "L_c", "R"):
+        a, b = getattr(found, name).double(), getattr(expected, name).double()
+        assert (a - b).norm() <= near * b.norm(), name
+
+
+def test_a_network_in_channels_last_memory():
+    x, net = torch.rand(3, 1, 20, 20), Small()
+    expected = explain(net, x)
+    found = explain(net.to(memory_format=torch.channels_last), x)
+    torch.testing.assert_close(found.L_c, expected.L_c)
+    torch.testing.assert_close(found.R, expected.R)
+
+
+@pytest.mark.parametrize("grey", [0, 255, 128])
+def test_pictures_of_one_grey(tmp_path, grey, network):
+    Image.new("L", (28, 28), grey).save(tmp_path / "flat.png")
+    assert main(arguments(tmp_path / "flat.png", tmp_path / "out", "--save-maps", "float16")) == 0
+    (row,) = table(tmp_path / "out")
+    assert 0 < float(row["probability"]) <= 1
+    saved = np.load(tmp_path / "out" / "maps" / "000000.npz")
+    assert np.isfinite(saved["L_c"]).all()
+    assert np.isfinite(saved["R"]).all()
+
+
+NETWORKS = """
+import torch
+from torch import nn
+from SID_a4 import CourseCNN
+
+class OneClass(CourseCNN):
+    def __init__(self): super().__init__(fc2=1)
+class ManyClasses(CourseCNN):
+    def __init__(self): super().__init__(fc2=10_000)
+class Huge(CourseCNN):
+    def forward(self, x): return super().forward(x) * 1e15
+class TooLarge(CourseCNN):
+    def forward(self, x): return super().forward(x) * 1e30
+class NotANumber(CourseCNN):
+    def forward(self, x):
+        return super().forward(x) + torch.sqrt(2.5 - x.amax((1, 2, 3)))[:, None]
+class Tuple(CourseCNN):
+    def forward(self, x): return super().forward(x), None
+class Dict(CourseCNN):
+    def forward(self, x): return {"logits": super().forward(x)}
+class Rows(CourseCNN):
+    def forward(self, x): return super().forward(x)[0]
+class OneCell(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 28), nn.ReLU(), nn.Flatten(), nn.Linear(4, 10))
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(NETWORKS)
+    feed = ["--size", "28", "--mean", "0.1307", "--std", "0.3081"]
+    return lambda name: ["--model", f"{tmp_path / 'own.py'}:{name}", *feed]
+
+
+@pytest.mark.parametrize("name", ["OneClass", "ManyClasses", "Huge", "OneCell"])
+def test_networks_of_every_size(own, forty, tmp_path, name):
+    words = arguments(forty / "03.png", tmp_path / "out", "--save-maps", "float16")
+    assert main([*words, *own(name)]) == 0
+    (row,) = table(tmp_path / "out")
+    assert 0 < float(row["probability"]) <= 1
+    saved = np.load(tmp_path / "out" / "maps" / "000000.npz")
+    assert np.isfinite(saved["L_c"]).all()
+    assert np.isfinite(saved["R"]).all()
+    assert saved["R"].any()
+    assert (saved["R"].dtype == np.float32) == (name == "Huge")
+
+
+def test_logits_whose_maps_are_beyond_float32_get_one_line(own, forty, tmp_path, capsys):
+    words = arguments(forty / "03.png", tmp_path / "out")
+    assert main([*words, *own("TooLarge")]) == 2
+    assert "03: the network answers with NaN or infinity" in capsys.readouterr().err
+    assert main([*words, *own("TooLarge"), "--panels", "raw", "gradcam"]) == 0  # it alone is not
+
+
+def test_the_map_of_one_cell_is_the_same_everywhere(own):
+    network = load_network(own("OneCell")[1], size=(28, 28), mean=(0.5,), std=(0.5,))
+    found = explain(network.net, torch.rand(4, 1, 28, 28), [0, 1, 2, 3])
+    assert found.cells.shape == (4, 1, 1)
+    assert found.cells.any()
+    torch.testing.assert_close(found.L_c, found.cells.expand(4, 28, 28))
+
+
+def test_a_picture_that_is_answered_with_nan_is_skipped_by_name(own, tmp_path, capsys):
+    pixels = np.zeros((28, 28), np.uint8)
+    for name, bright in (("dark", 100), ("bright", 255), ("grey", 120)):
+        pixels[10:20, 10:20] = bright
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{name}.png")
+    assert main([*arguments(tmp_path / "in", tmp_path / "out"), *own("NotANumber")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "bright: the network answers with NaN or infinity" in line
+    rows = {row["image"]: row for row in table(tmp_path / "out")}
+    assert rows["bright"]["predicted"] == ""
+    assert rows["dark"]["predicted"]
+    assert rows["grey"]["predicted"]
+    assert not (tmp_path / "out" / "gradcam" / "bright.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Tuple", "gives tuple"), ("Dict", "gives dict"), ("Rows", r"gives \(10,\)")],
+)
+def test_networks_that_return_something_else(own, name, words):
+    with pytest.raises(Complaint, match=f"the network {words}; give one that returns logits"):
+        explain(load_network(own(name)[1], size=(28, 28), mean=(0.5,), std=(0.5,)).net, NONE)
+
+
+NONE = torch.rand(1, 1, 28, 28)

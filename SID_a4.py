@@ -719,8 +719,7 @@ def explain_each(
         logits = checked(logits, 2, "the network", "give one that returns logits (B, classes)")
         how = "name a convolution or a block of them, which gives maps (B, K, u, v)"
         A = checked(watch.A, 4, f"layer {layer}", how)
-        maps = A.detach()  # (B, K, u, v)
-        stride = getattr(A, STRIDE, None) if maps[0, 0].numel() > 1 else None  # one cell sees all
+        stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
         negative = maps.amin((1, 2, 3)) < 0  # (B,)
         for left, c in enumerate([as_target(t, logits) for t in targets], 1 - len(targets)):  # (B,)
             # The sum over the batch mixes nothing: no picture's logit depends on another picture.
@@ -791,7 +790,7 @@ def place(
     cells: Tensor, size: Sequence[int], stride: Stride | None, pad: int | Literal["auto"]
 ) -> tuple[tuple[float, float] | None, Tensor]:
     """The cells (B, u, v) where they lie in a picture of size (H, W): the pads, and (B, H, W)."""
-    if pad == "auto" and stride is not None:
+    if pad == "auto" and stride and cells[0].numel() > 1:  # one cell alone stands for all
         (H, W), (u, v) = size, cells.shape[1:]
         pads = lost(size, (u, v), stride)
         rows = interpolation(H, u, pads[0], cells.dtype, cells.device)
@@ -1355,13 +1354,10 @@ def run(options: argparse.Namespace) -> int:
     if len(numbers_of(parts)) * options.batch_size < total and still_to_pick(parts, options):
         raise Complaint(f"{parts} is no longer complete, as when another run writes into the same "
                         "folder; add --resume, and give each run an --out of its own")
-    tally = merged(parts, options)
+    tally = merged(parts, options, total)
     columns = columns_of(tally, at_hand, network, options)
     save_figure(columns, network, options)
     shutil.rmtree(parts)
-    if tally.pictures != total and options.pick == "all":
-        tally.skipped.append(f"the pictures changed while they were read: {total} were listed, "
-                             f"{tally.pictures} are in the table; run it again")  # fmt: skip
     for note in tally.skipped:
         print(f"{SCRIPT}: {note}", file=sys.stderr)
     if not options.quiet:
@@ -1591,7 +1587,7 @@ def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
                 yield number, list(rows)
 
 
-def merged(parts: Path, options: argparse.Namespace) -> Tally:
+def merged(parts: Path, options: argparse.Namespace, total: int) -> Tally:
     """All parts in one table, and what is in them."""
     tally = Tally()
     with table_in(options.out / f"{STEM}.csv") as table:
@@ -1602,6 +1598,9 @@ def merged(parts: Path, options: argparse.Namespace) -> Tally:
         if not tally.explained:
             shutil.rmtree(parts, ignore_errors=True)
             raise nothing_explained(tally, options.pick)
+    if tally.pictures != total and options.pick == "all":
+        tally.skipped.append(f"the pictures changed while they were read: {total} were listed, "
+                             f"{tally.pictures} are in the table; run it again")  # fmt: skip
     if options.save_maps:  # those of an earlier run with more pictures go
         for file in (options.out / "maps").glob("[0-9]*.npz"):
             if file.stem.isdecimal() and not (parts / f"{int(file.stem)}.csv").exists():

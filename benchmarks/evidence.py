@@ -230,9 +230,9 @@ def placement(subject: Subject, effort: Effort) -> Values:
                 found["pad", f"{pad:g}", f"{name}, rule's minus this"] = value
     half = round(S / (n + 2 * rule) / 2)  # of a cell, in pixels
     for down, across in itertools.product((-2, -1, 0, 1, 2), repeat=2):
-        own = agreement(rule, down * half, across * half)["own"]
-        key = "shift", f"{down / 2:g} {across / 2:g}"
-        found |= {(*key, "own"): own, (*key, "rule's minus this"): best["own"] - own}
+        values, key = agreement(rule, down * half, across * half), f"{down / 2:g} {across / 2:g}"
+        found |= {("shift", key, name): v for name, v in values.items() if name != "averaged"}
+        found["shift", key, "own, rule's minus this"] = best["own"] - values["own"]
     return found
 
 
@@ -268,8 +268,9 @@ def sanity(subject: Subject, effort: Effort) -> Values:
     subject = subject.first(effort.randomised)
     target = subject.logits.argmax(1)
     before = maps_of(subject, target)
-    found: Values = {(name, "another picture"): rank_correlation(m, another(m))
-             for name, m in before.items()}  # fmt: skip
+    found = Values()
+    for name, maps in before.items():
+        found[name, "another picture"] = rank_correlation(maps, another(maps))
     for seed in range(effort.draws):
         torch.manual_seed(seed)
         net = copy.deepcopy(subject.net)

@@ -109,7 +109,7 @@ def merging(folder: Path, blocks: int = 3000) -> float:
         lines = [",".join([f"{16 * number + i:08}", *row]) for i in range(16)]
         (folder / f"{number}.csv").write_text("\n".join(lines) + "\n")
     start = time.perf_counter()
-    SID_a4.merged(folder, options)
+    SID_a4.merged(folder, options, 16 * blocks)
     return 16 * blocks / (time.perf_counter() - start)
 
 

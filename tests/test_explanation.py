@@ -110,6 +110,20 @@ def test_guided_backprop_through_every_kind_of_relu(spelling, skip):
     assert (found.R - plain).abs().max() > 0.1 * plain.abs().max()  # not the plain gradient
 
 
+@pytest.mark.parametrize("spelling", [
+    lambda x: x.clamp(min=-0.5), lambda x: x.clamp(max=0.5), lambda x: torch.clamp(x, -1, 1),
+    lambda x: F.threshold(x, 0.3, 0.0), lambda x: F.hardtanh(x), lambda x: F.leaky_relu(x, 0.1),
+    lambda x: torch.maximum(x, torch.full_like(x, 0.1)), lambda x: x.clamp_min(0.2),
+])  # fmt: skip
+def test_other_bounds_are_no_relus(spelling):
+    net = Net(spelling, "none").double().eval()
+    x, c = torch.randn(3, 2, 8, 8, dtype=torch.float64), [1, 4, 0]
+    found = explain(net, x, c, layer="conv2")
+    assert found.relus == 0
+    (plain,) = torch.autograd.grad(net(x.requires_grad_())[range(3), c].sum(), x)
+    torch.testing.assert_close(found.R, plain, rtol=1e-12, atol=1e-14)
+
+
 def test_grad_cam_by_hand():
     """A_0 = x and A_1 = 2x - 3, y_0 = mean(A_0) - mean(A_1): L = ReLU((3 - x) / 6)."""
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))

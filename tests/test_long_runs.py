@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import random
 import re
 import signal
 import struct
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -115,18 +117,22 @@ def test_a_run_that_goes_on_ends_with_the_same_files(many, at_once, tmp_path, mo
 
 
 @posix
-def test_killed_at_any_moment_and_resumed(many, at_once, tmp_path):
+@pytest.mark.parametrize(("launcher", "kills"), [((sys.executable,), 3), (TORCHRUN, 1)])
+def test_killed_at_any_moment_and_resumed(many, at_once, tmp_path, launcher, kills):
+    """KILLS=50 in the environment: fifty times each."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    kills = 0
-    for moment in (3, 40, 90, 150):
-        words = [sys.executable, SCRIPT, *arguments(many, tmp_path), "--resume", "--quiet"]
-        process = subprocess.Popen(words, env=environment)
+    kills = int(os.environ.get("KILLS", kills))
+    words = [*launcher, SCRIPT, *arguments(many, tmp_path), "--resume", "--quiet"]
+    killed = 0
+    for moment in sorted(random.Random(0).randrange(3, 170) for _ in range(kills)):
+        process = subprocess.Popen(words, env=environment, start_new_session=True)
         while process.poll() is None and len(list(tmp_path.glob("gradcam/*.png"))) < moment:
             time.sleep(0.002)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 3
-    assert command(many, tmp_path, "--resume", "--quiet").returncode == 0
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # torchrun, and what it started
+        killed += process.wait() == -signal.SIGKILL
+    assert killed > kills * 0.6
+    assert command(many, tmp_path, "--resume", "--quiet", launcher=launcher).returncode == 0
     same_files(contents(tmp_path), at_once)
 
 

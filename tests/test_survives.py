@@ -479,3 +479,74 @@ def test_networks_that_return_something_else(own, name, words):
 
 
 NONE = torch.rand(1, 1, 28, 28)
+
+
+# -------------------------------------------------------------------------------------- promises
+
+WATCHED = """
+import json, os, runpy, sys
+
+out, seen = os.path.realpath(sys.argv[sys.argv.index("--out") + 1]), set()
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+def inside(path):
+    path = os.path.realpath(os.fsdecode(path))
+    return path.startswith(out) or path == os.devnull or "matplotlib" in path
+
+def watch(event, args):
+    if event == "open":
+        path, _, flags = args
+        named = isinstance(path, (str, bytes)) and not os.path.isdir(path)  # else a file of no name
+        if named and flags & WRITES and not inside(path):
+            seen.add(f"{event} {path}")
+    elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink",
+                   "shutil.rmtree"):
+        within = event in ("os.remove", "os.rmdir") and args[-1] != -1  # of a folder: see rmtree
+        paths = [path for path in args if isinstance(path, (str, bytes, os.PathLike))]
+        if not within and not all(map(inside, paths)):
+            seen.add(f"{event} {args}")
+    elif event.split(".")[0] in ("socket", "urllib", "http", "ftplib", "smtplib"):
+        seen.add(event)
+    elif event in ("os.system", "os.exec", "os.posix_spawn"):
+        seen.add(event)
+
+sys.addaudithook(watch)
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print(json.dumps([end.code, sorted(seen)]))
+"""
+
+
+def test_nothing_is_written_elsewhere_and_nobody_is_called(forty, tmp_path):
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    words = arguments(forty, tmp_path / "out", "--save-maps", "float16")
+    done = script("-c", WATCHED, SCRIPT, *words, env=environment, cwd=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, []], done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_the_watch_itself_sees_something(tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "import os, socket, sys\n"
+        "open('elsewhere', 'w').close(); os.mkdir('more')\n"
+        "socket.socket().close(); sys.exit(3)\n"
+    )
+    words = [str(tmp_path / "bad.py"), "--out", str(tmp_path / "out")]
+    done = script("-c", WATCHED, *words, cwd=tmp_path)
+    code, seen = json.loads(done.stdout)
+    assert code == 3
+    assert [event.split()[0] for event in seen] == ["open", "os.mkdir", "socket.__new__"]
+
+
+def test_every_test_that_the_readme_names_exists():
+    named = re.findall(r"`(test_\w+)(\.\.\.|\.py)?`", (HERE / "README.md").read_text())
+    assert len(named) > 20
+    files = list((HERE / "tests").glob("test_*.py"))
+    there = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    for name, more in named:
+        if more == ".py":
+            assert HERE / "tests" / f"{name}.py" in files
+        else:
+            assert any(t == name or (more and t.startswith(name)) for t in there), name

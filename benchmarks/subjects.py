@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -185,8 +186,9 @@ def shapes(y: Tensor, random: torch.Generator) -> Tensor:
     return x
 
 
-def shapes_subject(n: int, steps: int = 150) -> Subject:
-    """A network trained here: any two shapes, or one, or none, so that none gives another away."""
+@cache
+def shapes_network(steps: int = 150) -> nn.Module:
+    """Trained here: any two shapes, or one, or none, so that none gives another away."""
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     net = ShapesCNN()
@@ -198,6 +200,12 @@ def shapes_subject(n: int, steps: int = 150) -> Subject:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    return net.eval()
+
+
+def shapes_subject(n: int) -> Subject:
+    """Two different shapes in each picture."""
+    random = torch.Generator().manual_seed(1)
     two = torch.stack([torch.randperm(3, generator=random)[:2] for _ in range(n)])
     x = shapes(two, random)
-    return Subject("small CNN, shapes", net.eval(), x, two, regions=halves(x))
+    return Subject("small CNN, shapes", shapes_network(), x, two, regions=halves(x))

@@ -18,6 +18,11 @@ import SID_a4  # noqa: E402
 SID_a4.import_torchvision()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, or one worker would wait for it at the end."""
+    items.sort(key=lambda item: item.path.stem != "test_long_runs")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

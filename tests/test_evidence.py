@@ -189,7 +189,7 @@ def test_two_shapes_in_one_picture_and_the_map_of_each():
     own = found["gradcam", "share on its own"]
     assert own.mean() > 0.7
     assert max(float(own[of == c].mean()) for c in range(3)) > 0.9
-    assert found["counterfactual", "share on its own"].mean() < 0.45
+    assert found["counterfactual", "share on its own"].mean() < own.mean() - 0.2
 
 
 class Blind(nn.Module):

@@ -117,11 +117,11 @@ def test_a_run_that_goes_on_ends_with_the_same_files(many, at_once, tmp_path, mo
 
 
 @posix
-@pytest.mark.parametrize(("launcher", "kills"), [((sys.executable,), 3), (TORCHRUN, 1)])
-def test_killed_at_any_moment_and_resumed(many, at_once, tmp_path, launcher, kills):
-    """KILLS=50 in the environment: fifty times each."""
+@pytest.mark.parametrize("launcher", [(sys.executable,), *[TORCHRUN] * ("KILLS" in os.environ)])
+def test_killed_at_any_moment_and_resumed(many, at_once, tmp_path, launcher):
+    """KILLS=50 in the environment: fifty times, and as often with two processes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    kills = int(os.environ.get("KILLS", kills))
+    kills = int(os.environ.get("KILLS", "3"))
     words = [*launcher, SCRIPT, *arguments(many, tmp_path), "--resume", "--quiet"]
     killed = 0
     for moment in sorted(random.Random(0).randrange(3, 170) for _ in range(kills)):

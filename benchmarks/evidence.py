@@ -393,19 +393,18 @@ def two_objects(subject: Subject, _effort: Effort) -> Values:
 
     A map that does not depend on the class has a mean of exactly one half.
     """
-    found, regions = Values(), subject.regions
+    shares, regions = dict[str, list[Tensor]](), subject.regions
     assert regions is not None
     for k in (0, 1):
         for name, maps in maps_of(subject, subject.y[:, k]).items():
             own, other = ((maps.relu() * regions[:, i]).sum((1, 2)) for i in (k, 1 - k))
             share = torch.where(own + other > 0, own / (own + other), 0.5)
-            found[name, f"object {k}"] = share
-    for name in dict.fromkeys(name for name, _ in found):
-        both = torch.cat([found.pop((name, f"object {k}")) for k in (0, 1)])
+            shares.setdefault(name, []).append(share)
+    found = Values()
+    for name, of_each in shares.items():
+        both = torch.cat(of_each)
         found |= {(name, "share on its own"): both, (name, "more than half"): (both > 0.5).double()}
     return found
-
-
 
 
 STUDIES = (placement, faithfulness, sanity, methods, mistakes)

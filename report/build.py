@@ -74,11 +74,10 @@ def run(script: str, folder: Path) -> None:
 # ------------------------------------------------------------------------------------ the facts
 
 
-def facts_of(identity: Facts, network: Network, folder: Path) -> Facts:
+def facts_of(identity: Facts, network: Network, picture: Picture, folder: Path) -> Facts:
     """What the report says beyond the study: of the run, the network and this machine."""
     with (folder / "outputs" / f"{identity['id']}_a4.csv").open(encoding="utf-8") as file:
         digits = list(csv.DictReader(file))
-    picture = next(SID_a4.read_pictures([folder / "data"], network))
     assert picture.image
     x = network.tensor([picture.image])
     explanation = SID_a4.explain(network.net, x)
@@ -318,9 +317,9 @@ def build(identity: Facts, body: str, out: Path) -> list[Path]:
         run(f"{stem}.py", handin)
         network = SID_a4.load_network(weights=str(handin / "mnist_model.pth"))
         shutil.copy(handin / "outputs" / f"{stem}.png", desk / "grid.png")
-        pictures = list(SID_a4.read_pictures([handin / "data"], network))
-        draw_way(network, pictures[0]).savefig(desk / "way.png")
-        facts = facts_of(identity, network, handin)
+        picture = next(SID_a4.read_pictures([handin / "data"], network))
+        draw_way(network, picture).savefig(desk / "way.png")
+        facts = facts_of(identity, network, picture, handin)
         report, archive = handin / f"{stem}_report.pdf", Path(work, f"{stem}.zip")
         report.write_bytes(typeset(desk, facts, body))
         check(report, desk / "grid.png")

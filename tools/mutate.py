@@ -64,13 +64,16 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return True",
     ),
     "A overwritten by what follows": ("return output.clone()  # which", "return output  # which"),
-    "gradient by the copy, not by A": (
+    "gradient twice as large": (
         "torch.autograd.grad(y_c, A, retain_graph=keep)",
         "torch.autograd.grad(y_c * 2, A, retain_graph=keep)",
     ),
-    "class: the last one": ("return logits.detach().argmax(1)", "return logits.detach().argmin(1)"),
+    "class: the least likely one": (
+        "return logits.detach().argmax(1)",
+        "return logits.detach().argmin(1)",
+    ),
     "y_c after softmax": ("logits = getattr(output, LOGITS, output)", "logits = output"),
-    "product with the cells unplaced": ("R * L_c[:, None]", "R * L_c[:, None].clamp(max=0)"),
+    "product with nothing of the map": ("R * L_c[:, None]", "R * L_c[:, None].clamp(max=0)"),
     "pad: not halved": ("((S / s - n) / 2 for S, n, s", "((S / s - n) for S, n, s"),
     "pad: one too few": ("((S / s - n) / 2 for S, n, s", "((S / s - n) / 2 - 1 for S, n, s"),
     "place: half a pixel off": ("t = (p - (S - 1) / 2) * (n", "t = (p - S / 2) * (n"),

@@ -8,32 +8,45 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "benchmarks"), str(ROOT / "report")]
 
-import SID_a4  # noqa: E402
 
-SID_a4.import_torchvision()
+def pytest_configure(config):
+    """Not in the process that only hands out the tests: the imports alone take seconds."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import SID_a4
+
+        SID_a4.import_torchvision()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, or one worker would wait for it at the end."""
-    items.sort(key=lambda item: item.path.stem != "test_long_runs")
+LONGEST = ["test_long_runs", "test_survives", "test_report", "test_gallery", "test_run"]
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, or one worker would wait for the other at the end."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
-def network() -> SID_a4.Network:
+def network():
     """The network as it is shipped."""
+    import SID_a4
+
     return SID_a4.load_network()
 
 
 @pytest.fixture(scope="session")
-def digits(network: SID_a4.Network) -> list[SID_a4.Picture]:
+def digits(network):
+    import SID_a4
+
     return list(SID_a4.read_pictures([ROOT / "data"], network))

@@ -145,11 +145,12 @@ def failing(words, capsys):
         ('#read("/etc/passwd")', "the report can't be typeset"),
     ],
 )
-def test_a_body_that_breaks_the_report(body, complaint, tmp_path, capsys):
+def test_a_body_that_breaks_the_report(body, complaint, tmp_path, capsys, archive, monkeypatch):
+    monkeypatch.setattr(build, "run", lambda script, folder: archive.extractall(folder))
     path = tmp_path / "mine.typ"
     path.write_text(body)
     out = tmp_path / "out"
-    assert complaint in failing(["D1", "--body", str(path), "--out", str(out)], capsys)
+    assert complaint in failing(["D111111", "--body", str(path), "--out", str(out)], capsys)
     assert not out.exists()
 
 

@@ -15,7 +15,7 @@ from SID_a4 import HERE, CourseCNN
 
 def test_the_committed_digits_are_the_tools_own(tmp_path):
     drawn = draw_digits.as_json(
-        {digit: draw_digits.framed(draw_digits.inked(digit)) for digit in draw_digits.STROKES}
+        (digit, draw_digits.framed(draw_digits.inked(digit))) for digit in draw_digits.STROKES
     )
     kept = json.loads((HERE / "data" / "test_data.json").read_text())
     for mine, theirs in zip(json.loads(drawn), kept, strict=True):
@@ -90,13 +90,13 @@ def test_training_chooses_measures_and_writes(stripes, tmp_path, monkeypatch, ca
     monkeypatch.setattr(train_mnist, "MIN_ACCURACY", 0.5)
     monkeypatch.setattr(train_mnist, "MAX_EMPTY", 1)
     out = tmp_path / "model.pth"
-    arguments = ["--data", stripes, "--out", out, "--seeds", 2, "--epochs", 3, "--occluded", 20]
+    arguments = ["--data", stripes, "--out", out, "--seeds", 2, "--epochs", 2, "--occluded", 20]
     assert train_mnist.main([*map(str, arguments)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["seed 0", "seed 1"]
     scores = [float(line.split("occlusion ")[1].split(";")[0]) for line in lines[:2]]
     assert lines[2] == f"seed {scores.index(max(scores))} is written to {out}"
-    again = train_mnist.train(train_mnist.load_mnist(stripes)[0], scores.index(max(scores)), 3)
+    again = train_mnist.train(train_mnist.load_mnist(stripes)[0], scores.index(max(scores)), 2)
     for key, value in torch.load(out, weights_only=True).items():
         torch.testing.assert_close(value, again.state_dict()[key], rtol=1e-3, atol=1e-4)
 

@@ -2,6 +2,7 @@
 """Draw the eight digits in data/test_data.json: pen strokes of this project's own.
 
     python tools/draw_digits.py                  writes data/test_data.json anew, byte for byte
+    python tools/draw_digits.py --shaky 400 --out many.json     400 of a hand that shakes
 
 A stroke is a smooth curve through a few points; a digit is one or two of them, slanted a little,
 inked with a round pen, and framed as MNIST frames its own: scaled into 20 x 20 pixels with
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +45,9 @@ PENS = {0: 14, 1: 16, 2: 14, 3: 15, 4: 14, 5: 15, 6: 14, 7: 15}  # width of the 
 FINE = 8  # dots a unit of the sheet, so that the edges come out smooth
 
 
-def smooth(points: Points, steps: int = 40) -> np.ndarray:
+def smooth(points: np.ndarray, steps: int = 40) -> np.ndarray:
     """A Catmull-Rom curve through the points, (n, 2)."""
-    P = np.array([points[0], *points, points[-1]], float)
+    P = np.stack([points[0], *points, points[-1]])
     t = np.linspace(0, 1, steps)[:, None]
     pieces = [
         0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2
@@ -55,14 +57,18 @@ def smooth(points: Points, steps: int = 40) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def inked(digit: int) -> Image.Image:
-    """White ink on black, large."""
+def inked(digit: int, hand: np.random.Generator | None = None) -> Image.Image:
+    """White ink on black, large; a hand shakes, slants and presses as it likes."""
     sheet = Image.new("L", (160 * FINE, 180 * FINE))
     draw = ImageDraw.Draw(sheet)
+    shaking, slant, pen = 0.0, SLANTS[digit], float(PENS[digit])
+    if hand:
+        shaking, slant, pen = hand.uniform(0, 11), hand.uniform(-0.2, 0.4), hand.uniform(7, 20)
     for stroke in STROKES[digit]:
-        x, y = smooth(stroke).T
-        x = x + SLANTS[digit] * (140 - y) + 20
-        r = PENS[digit] / 2 * FINE
+        moved = hand.normal(stroke, shaking) if hand else np.array(stroke, float)
+        x, y = smooth(moved).T
+        x = x + slant * (140 - y) + 20
+        r = pen / 2 * FINE
         for centre_x, centre_y in zip(x * FINE, (y + 20) * FINE, strict=True):
             draw.ellipse((centre_x - r, centre_y - r, centre_x + r, centre_y + r), fill=255)
     return sheet
@@ -86,10 +92,10 @@ def framed(sheet: Image.Image) -> np.ndarray:
     return frame
 
 
-def as_json(digits: dict[int, np.ndarray]) -> str:
+def as_json(digits: Iterable[tuple[int, np.ndarray]]) -> str:
     """A list of {"image": 28 rows of 28 numbers, "label": digit}, a row of pixels a line."""
     items = []
-    for label, pixels in digits.items():
+    for label, pixels in digits:
         rows = ",\n".join(
             "    " + json.dumps(row, separators=(",", ":")) for row in pixels.tolist()
         )
@@ -104,9 +110,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "data" / "test_data.json", help="(default: %(default)s)"
     )
+    parser.add_argument("--shaky", type=int, metavar="N", help="N digits, no two alike")
     options = parser.parse_args(argv)
-    options.out.write_text(as_json({digit: framed(inked(digit)) for digit in STROKES}))
-    print(f"{len(STROKES)} digits are written to {options.out}")
+    hand = np.random.default_rng(0) if options.shaky else None
+    labels = [n % len(STROKES) for n in range(options.shaky or len(STROKES))]
+    options.out.write_text(as_json((digit, framed(inked(digit, hand))) for digit in labels))
+    print(f"{len(labels)} digits are written to {options.out}")
     return 0
 
 

@@ -62,6 +62,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
+from threading import Barrier
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
@@ -89,10 +90,16 @@ def complaining(what: str, how: str) -> Iterator[None]:
     """Whatever goes wrong inside is told in the user's terms, with its own words in brackets."""
     try:
         yield
-    except Complaint:
-        raise
     except Exception as error:
+        if isinstance(error, Complaint) or no_memory(error):
+            raise
         raise Complaint(f"{what} ({reason(error)}); {how}") from error
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether Python, PyTorch (for a GPU, for the CPU) or oneDNN says so."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or bool(re.search("allocate memory|create a primitive", str(error)))
 
 
 # ------------------------------------------------------------------------------------- Network
@@ -1391,6 +1398,9 @@ def explain_blocks(
     columns, left = 0, still_to_pick(parts, options)
     with progress(total, len(done), options) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
+        started = Barrier(WRITERS)  # now: later memory may not suffice, and Python would wait
+        for _ in range(WRITERS):
+            pool.submit(started.wait, 5)
         for number, block in loader if left > 0 else ():
             results = explained(network, block, left, options)
             if columns < options.grid:
@@ -1405,6 +1415,7 @@ def explain_blocks(
                 break
         for each in writing:
             each.result()
+    give_back_memory()
     while WORLD > 1 and RANK == 0 and len(numbers_of(parts)) * options.batch_size < total:
         time.sleep(0.1)  # for the other ranks; if one can't go on, torchrun ends this one too
     return at_hand
@@ -1413,10 +1424,18 @@ def explain_blocks(
 def keep_memory() -> None:
     """Freed memory stays here for the next batch: Linux hands it out anew page by page, which is
     slow enough to take a quarter of VGG-16's time, and two thirds of a batch-norm's."""
-    with suppress(AttributeError, OSError, TypeError):  # only the GNU C library has it
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    libc("mallopt", -4, 0)  # M_MMAP_MAX
+    libc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def give_back_memory() -> None:
+    libc("malloc_trim", 0)
+
+
+def libc(name: str, *numbers: int) -> None:
+    """A function that the GNU C library has; others do without."""
+    with suppress(AttributeError, OSError, TypeError):
+        getattr(ctypes.CDLL(None), name)(*numbers)
 
 
 def alone(_worker: int) -> None:
@@ -1473,11 +1492,11 @@ def halved(work: Callable[[list[Picture]], list[Any]], pictures: list[Picture]) 
     try:
         return work(pictures) if pictures else []
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if len(pictures) == 1 or not (known or "allocate memory" in str(error)):
+        if len(pictures) == 1 or not no_memory(error):
             raise
     # Here and not above: what failed is still in memory as long as the error is.
     half = len(pictures) // 2
+    give_back_memory()
     say_once(f"no memory for {len(pictures)} pictures at once, so {half}; --batch-size {half} "
              "saves the attempt")  # fmt: skip
     return halved(work, pictures[:half]) + halved(work, pictures[half:])
@@ -2027,7 +2046,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads the account any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Complaint, OSError, RuntimeError) as error:  # a full disk, no memory, a killed worker
+    # A full disk, a killed worker, no memory: not even to import what draws.
+    except (Complaint, OSError, RuntimeError, MemoryError, ImportError) as error:
         words = str(error)
         if not isinstance(error, Complaint):
             words = f"stopped: {reason(error)}; mend that, then --resume"

@@ -268,10 +268,15 @@ def test_a_worker_that_is_killed(forty, at_once, tmp_path):
     assert contents(tmp_path) == at_once
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:131] DefaultCPUAllocator: can't allocate memory"),
-])  # fmt: skip
+    RuntimeError("could not create a primitive"),  # oneDNN
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
 def test_without_memory_for_a_batch_it_is_halved(
     forty, at_once, tmp_path, monkeypatch, capsys, error
 ):
@@ -300,13 +305,72 @@ def test_without_memory_for_a_batch_it_is_halved(
         assert found == expected
 
 
-def test_without_memory_for_one_picture_it_stops(forty, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_without_memory_for_one_picture_it_stops(forty, tmp_path, monkeypatch, capsys, error):
     def greedy(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(SID_a4, "explanations_of", greedy)
     assert main(arguments(forty, tmp_path)) == 2
-    assert "stopped: CUDA out of memory; mend that" in capsys.readouterr().err.splitlines()[-1]
+    words = f"stopped: {str(error) or 'MemoryError'}; mend that, then --resume"
+    assert capsys.readouterr().err.splitlines()[-1] == f"SID_a4.py: error: {words}"
+
+
+SHORT = """
+import SID_a4, pathlib, re, resource, sys
+whole, (_, hard) = SID_a4.explain_each, resource.getrlimit(resource.RLIMIT_AS)
+
+def short_of_memory(net, x, *rest):
+    size = re.search(r"VmSize:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())
+    most = 1024 * int(size[1]) + 50_000_000 if len(x) > 16 else hard
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        return whole(net, x, *rest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+SID_a4.explain_each = short_of_memory
+sys.exit(SID_a4.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif("FUZZ" not in os.environ, reason="oneDNN without memory crashes at times")
+def test_where_memory_really_ends_the_batch_is_halved(forty, tmp_path):
+    """The first layer's maps alone are 29 MB, and as much again for each gradient."""
+    words = [
+        str(forty),
+        "--limit",
+        "24",
+        "--model",
+        "squeezenet1_0",
+        "--weights",
+        "none",
+        "--quiet",
+    ]
+    words += ["--overlays", "none", "--batch-size", "24", "--workers", "0", "--out", str(tmp_path)]
+    words += ["--size", "112", "--panels", "raw", "gradcam", "guided"]
+    done = script("-c", SHORT, *words, cwd=HERE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[1] == (
+        "SID_a4.py: no memory for 24 pictures at once, so 12; --batch-size 12 saves the attempt"
+    )
+    assert len(table(tmp_path)) == 24
+
+
+def test_without_memory_for_a_gradient_the_batch_is_halved_too(
+    forty, tmp_path, monkeypatch, capsys
+):
+    whole = torch.autograd.grad
+
+    def greedy(y, A, *rest, **how):
+        if len(A) > 3:
+            raise NO_MEMORY[2]
+        return whole(y, A, *rest, **how)
+
+    monkeypatch.setattr(torch.autograd, "grad", greedy)
+    SID_a4.say_once.cache_clear()
+    assert main(arguments(forty, tmp_path)) == 0
+    assert "no memory for 4 pictures at once, so 2" in capsys.readouterr().err
 
 
 def test_a_picture_that_vanishes_before_it_is_read(forty, tmp_path, monkeypatch, capsys):

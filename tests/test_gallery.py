@@ -167,6 +167,13 @@ def test_the_apostrophe_of_the_table_is_not_shown(tmp_path):
     assert [(p["label"], p["predicted"]) for p in shown] == [("=1+1", "=1+1"), ("'tis", "-")]
 
 
+def test_a_map_that_was_asked_for_twice_is_shown_once(tmp_path):
+    """--target predicted label, of a picture that is read right."""
+    drawn(tmp_path, "a@3", "b@3", "b@4")
+    rows = [row("a", "3"), row("a", "3"), row("b", "4"), row("b", "4", target="4")]
+    assert files(tmp_path, *rows) == [f"gradcam/{name}.png" for name in ("a%403", "b%403", "b%404")]
+
+
 @pytest.mark.parametrize("cell", ["nan", "inf", "-1", "1e9", "x", ""])
 def test_a_probability_that_is_none_is_left_out(tmp_path, cell):
     run = gallery.Run(table(tmp_path, [row("a", probability=cell)]) / "SID_a4.csv")
@@ -194,6 +201,24 @@ def test_what_is_no_table_gets_one_line(tmp_path, capsys, content, says):
     assert errors.count("\n") == 1
     assert says in errors
     assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b"], ["--bogus"], ["x", "--classes", "nowhere"]])
+def test_a_mistaken_command_gets_one_line(words, capsys):
+    assert gallery.main(words) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("gallery.py: error: ")
+    assert errors.count("\n") == 1
+
+
+def test_numbers_too_long_to_count_and_names_that_are_no_text(tmp_path, capsys):
+    """Python makes no number of more than 4300 digits; a file may have any bytes as its name."""
+    drawn(tmp_path, "a")
+    rows = [row("a", label="9" * 5000, target="1" * 5000), row("a", target="2")]
+    table(tmp_path, rows, os.fsdecode(b"\xff.csv"))
+    assert gallery.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("1 picture: open ")
+    assert "<title>\\udcff: what" in (tmp_path / "index.html").read_text()
 
 
 def test_of_two_tables_one_is_named(tmp_path, capsys):
@@ -227,12 +252,17 @@ def contrast(one, other):
 def test_words_can_be_read_in_both_schemes():
     assert contrast("000", "fff") == pytest.approx(21)
     style = (HERE / "tools" / "gallery.html").read_text()
-    schemes = [dict(re.findall(r"--(\w+): #(\w+);", part)) for part in style.split("@media", 1)]
-    schemes[1] = dict(re.findall(r"--(\w+): #(\w+);", style.split("prefers-color-scheme: dark")[1]))
-    for scheme in schemes:
+    most = float(re.search(r"var\(--share, 0\) \* ([\d.]+)", style)[1])
+    for part in style.split("prefers-color-scheme: dark"):
+        scheme = dict(re.findall(r"--(\w+): #(\w+);", part))
         for words in ("ink", "soft", "wrong", "accent"):
             for under in ("paper", "card"):
                 assert contrast(scheme[words], scheme[under]) >= 4.5, (words, under)
+        heat = np.array(re.search(r"--heat: (\d+) (\d+) (\d+);", part).groups(), int)
+        paper = np.array(list(bytes.fromhex(scheme["paper"].ljust(6, scheme["paper"][0]))))
+        fullest = bytes((most * heat + (1 - most) * paper).astype(np.uint8)).hex()
+        for words in ("ink", "wrong"):  # in the cells of the matrix
+            assert contrast(scheme[words], fullest) >= 4.5, words
 
 
 # -------------------------------------------------------------------------------- in a browser
@@ -262,7 +292,6 @@ def opened(browser, folder, address="", **screen):
     yield page
     context.close()
     assert said == []
-    assert asked
     assert [url for url in asked if not url.startswith((folder.as_uri(), "data:,"))] == []
 
 
@@ -497,6 +526,69 @@ def test_a_view_is_in_its_address(browser, out):
         assert page.get_by_role("radio", checked=True).input_value() == "wrong"
 
 
+def test_a_picture_that_the_filter_leaves_out_is_shown_all_the_same(browser, out):
+    with opened(browser, out, "#show=skipped&picture=digit0") as page:
+        assert page.get_by_role("dialog").get_by_role("heading").inner_text() == "digit0"
+        assert page.locator("#place").inner_text() == ""
+        page.keyboard.press("Escape")
+        assert seen(page) == ["broken"]
+
+
+def test_walking_is_not_stopped_by_its_ends(browser, out):
+    with opened(browser, out, "#show=wrong&sort=name") as page:
+        names = named(page)
+        page.locator("#grid button").last.click()
+        page.get_by_role("button", name="Previous picture").click()
+        page.get_by_role("button", name="Next picture").click()  # and is disabled from now on
+        assert page.get_by_role("button", name="Next picture").is_disabled()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#name").inner_text() == names[-1]
+        page.keyboard.press("ArrowLeft")
+        assert page.locator("#name").inner_text() == names[-2]
+        assert page.get_by_role("dialog").get_by_role("status").inner_text() == (
+            page.locator(f"#grid button[data-place='{len(names) - 2}']").get_attribute("aria-label")
+            + f", {len(names) - 1} of {len(names)}"
+        )
+        page.keyboard.press("Escape")
+        until(page, "!location.hash.includes('picture')")
+        assert page.evaluate("history.length") == 3  # about:blank, the page, and what Back left
+        page.evaluate("() => { history.replaceState = () => { throw Error('too often') } }")
+        page.get_by_label("Name contains").fill("digit1")
+        assert named(page) == [name for name in names if "digit1" in name]
+        page.evaluate("delete history.replaceState")
+        until(page, "location.hash.includes('digit1')")
+
+
+def test_what_closes_above_the_grid_leaves_no_hole(browser, out):
+    with opened(browser, out, viewport={"width": 700, "height": 460}) as page:
+        for part in page.locator("summary").all():
+            part.click()
+        page.evaluate("scrollBy(0, 1)")
+        for part in page.locator("summary").all():
+            part.click()
+        until(page, "$('#grid').lastChild.getBoundingClientRect().bottom >= innerHeight")
+
+
+def test_files_that_are_gone(browser, tmp_path):
+    drawn(tmp_path, "a", "b")
+    gallery.main([str(table(tmp_path, [row("a"), row("b")]))])
+    for folder in ("raw", "gradcam"):
+        (tmp_path / folder / "a.png").unlink()
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    gone, there = page.locator("#grid button").all()
+    until(page, "document.querySelectorAll('#grid .words').length === 1")
+    for _ in range(3):
+        gone.hover()
+        until(page, "document.querySelectorAll('#grid .raw.words').length === 1")
+        there.hover()
+    assert gone.locator(".words").count() == 2  # the overlay and the raw picture, said once
+    assert not gone.locator(".raw").is_visible()
+    assert there.locator(".words").count() == 0
+    context.close()
+
+
 def test_an_address_of_nonsense_shows_all(browser, out):
     address = "#show=constructor&sort=__proto__&label=<b>&predicted=99&picture=none&other=%zz"
     with opened(browser, out, address) as page:
@@ -575,11 +667,13 @@ HOSTILE = [
     "../../../etc/passwd",
     "@RUN@ ${alert(1)} \u2028 \u202e",
     "__proto__",
+    "\u202eabc",
+    "w" * 239 + "x",
 ]
 
 
 def test_hostile_names_stay_text(browser, tmp_path):
-    there = [word for word in HOSTILE if "/" not in word]
+    there = [word for word in HOSTILE if "/" not in word]  # which may be a file's name
     table(tmp_path, [row(word, label=word, predicted=word[::-1], note=word) for word in HOSTILE])
     drawn(tmp_path, *there)
     gallery.main([str(tmp_path)])
@@ -598,10 +692,16 @@ def test_hostile_names_stay_text(browser, tmp_path):
             page.locator("#grid button").click()
             assert page.locator("#name").text_content() == word
             assert page.locator("#verdict").text_content().endswith(f"✗ label {word}")
+            assert page.evaluate("document.querySelector('dialog').scrollWidth") <= 1280
+        pairs = page.locator("#pairs a").evaluate_all("all => all.map((a) => a.textContent)")
+        assert sorted(pairs) == sorted(f"{word} taken for {word[::-1]}" for word in HOSTILE)
+    rows = [row(word, label=word, predicted="3") for word in HOSTILE]
+    gallery.main([str(table(tmp_path, rows))])
+    with opened(browser, tmp_path) as page:
         labels = page.locator("#matrix tbody th").evaluate_all(
             "all => all.map((t) => t.textContent)"
         )
-        assert sorted(labels) == sorted([*HOSTILE, *(word[::-1] for word in HOSTILE)])
+        assert sorted(labels) == sorted([*HOSTILE, "3"])
 
 
 def test_the_policy_of_the_page_forbids_all_else(browser, out):

@@ -384,9 +384,9 @@ def test_many_pictures_need_no_more_memory_than_few(many, tmp_path):
         assert status == 0
         return usage.ru_maxrss
 
-    for i in range(12):
+    for i in range(8):
         (tmp_path / f"{i}.json").write_bytes(many.read_bytes())
-    few, much = peak(many), peak(*(tmp_path / f"{i}.json" for i in range(12)))
+    few, much = peak(many), peak(*(tmp_path / f"{i}.json" for i in range(8)))
     assert much < 1.1 * few, (few, much)
 
 

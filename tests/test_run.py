@@ -75,7 +75,7 @@ def test_the_default_runs_pictures_are_right(default_run, network, digits):
         assert grid.width > 1.5 * grid.height
         assert round(grid.info["dpi"][0]) == 300
         assert grid.width / 300 > 16 / 2.54  # pasted at 16 cm it is reduced, not enlarged
-        assert len(np.unique(np.asarray(grid.convert("RGB")).reshape(-1, 3), axis=0)) > 500
+        assert len(np.unique(np.asarray(grid.convert("RGBA")).view(np.uint32))) > 500  # colours
 
 
 def test_the_account_is_short_and_tells_the_pad_and_why(default_run):

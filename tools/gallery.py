@@ -17,6 +17,7 @@ import csv
 import hashlib
 import html
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -35,6 +36,7 @@ from SID_a4 import (  # noqa: E402
     COLUMNS,
     NO_EVIDENCE,
     Complaint,
+    Parser,
     Row,
     class_names,
     complaining,
@@ -81,7 +83,7 @@ def as_text(cell: str) -> str:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """The key of an order in which image_9 stands before image_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part.casefold())
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (-1, part.casefold())
             for part in re.split(r"(\d+)", name)]  # fmt: skip
 
 
@@ -89,13 +91,13 @@ class Run:
     """What a run left behind: its rows, picture by picture, and the files beside the table."""
 
     def __init__(self, table: Path, classes: Sequence[str] = ()) -> None:
-        self.table, self.rows = table, rows_of(table)
+        self.table, rows = table, rows_of(table)
         self.groups: dict[str, list[Row]] = {}
-        for row in self.rows:
+        for row in rows:
             self.groups.setdefault(row["image"], []).append(row)
-        self.explained = [row for row in self.rows if row["target"]]
+        self.explained = [row for row in rows if row["target"]]
         self.methods = list(dict.fromkeys(row["method"] for row in self.explained))
-        self.several = any(len(rows) > len(self.methods) for rows in self.groups.values())
+        self.several = any(len(group) > len(self.methods) for group in self.groups.values())
         self.raw, self.overlays = (
             {file.name for file in table.parent.glob(f"{folder}/*.png")}
             for folder in ("raw", "gradcam")
@@ -103,13 +105,13 @@ class Run:
         numbered = self.several and self.overlays
         self.numbers = self.class_numbers(classes) if numbered else {}
 
-    def class_numbers(self, names: Sequence[str]) -> dict[str, int]:
+    def class_numbers(self, names: Sequence[str]) -> dict[str, str]:
         """As in the names of the overlays, where a run explained several classes a picture."""
         targets = {row["target"] for row in self.explained}
         if not names and all(target.isdecimal() for target in targets):
-            return {target: int(target) for target in targets}
+            return {target: target for target in targets}
         names = names or import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"]
-        numbers = {name: number for number, name in enumerate(names)}
+        numbers = {name: str(number) for number, name in enumerate(names)}
         if unknown := sorted(targets - numbers.keys()):
             raise Complaint(
                 f"class {one_line(unknown[0])} has no number, which its pictures are "
@@ -128,6 +130,8 @@ class Run:
         name, label, predicted = (rows[0][head] for head in ("image", "label", "predicted"))
         state = "skipped" if not predicted else "unlabelled" if not label else "wrong"
         notes = dict.fromkeys(note for row in rows for note in notes_of(row))
+        # Where the label is what was predicted, --target predicted label explains it twice.
+        explained = {(row["target"], row["method"]): row for row in rows if row["target"]}
         return {
             "name": name,
             "label": label,
@@ -144,23 +148,23 @@ class Run:
                     "empty": NO_EVIDENCE in notes_of(row),
                     "file": self.overlay(row),
                 }
-                for row in rows
-                if row["target"]
+                for row in explained.values()
             ],
         }
 
     def settings(self) -> Iterator[tuple[str, str, str]]:
         """Of the run: a term, what it is, and the file that it leads to, if any."""
-        yield "Table", self.table.name, quote(self.table.name)
+        yield "Table", one_line(self.table.name), quote(os.fsencode(self.table.name))
         figure = self.table.with_suffix(".png")
         if figure.exists():
-            yield "Figure", figure.name, quote(figure.name)
+            yield "Figure", one_line(figure.name), quote(os.fsencode(figure.name))
         yield "Written", f"{datetime.fromtimestamp(self.table.stat().st_mtime):%d %B %Y, %H:%M}", ""
-        targets = dict.fromkeys(row["target"] for row in self.explained)
-        own = all(row["target"] == row["predicted"] for row in self.explained)
-        yield "Explained", "the predicted class" if own else first_of(targets), ""
-        yield "Method", first_of(CAMS.get(m, m).replace("-\n", "") for m in self.methods), ""
-        yield "Layer", first_of(dict.fromkeys(row["layer"] for row in self.explained)), ""
+        if self.explained:
+            targets = dict.fromkeys(row["target"] for row in self.explained)
+            own = all(row["target"] == row["predicted"] for row in self.explained)
+            yield "Explained", "the predicted class" if own else first_of(targets), ""
+            yield "Method", first_of(words_of(method) for method in self.methods), ""
+            yield "Layer", first_of(dict.fromkeys(row["layer"] for row in self.explained)), ""
         if maps := len([*self.table.parent.glob("maps/[0-9]*.npz")]):
             yield "Maps", f"as numbers, {maps} files in maps/", ""
         notes = Counter(note for row in self.explained for note in notes_of(row))
@@ -174,6 +178,10 @@ def notes_of(row: Row) -> list[str]:
     if row["note"].startswith(SKIPPED):
         return [row["note"].removeprefix(SKIPPED)]
     return list(filter(None, row["note"].split("; ")))
+
+
+def words_of(method: str) -> str:
+    return CAMS.get(method, method).replace("-\n", "")
 
 
 def probability_of(row: Row) -> float | None:
@@ -205,10 +213,10 @@ def page(run: Run) -> str:
     pictures = [run.picture(run.groups[name]) for name in sorted(run.groups, key=natural)]
     classes = {p[head] for p in pictures for head in ("label", "predicted")} - {""}
     content = {
-        "title": run.table.stem,
+        "title": one_line(run.table.stem),
         "accuracy": accuracy_of(pictures),
         "classes": sorted(classes, key=natural),
-        "methods": {method: words.replace("-\n", "") for method, words in CAMS.items()},
+        "methods": {method: words_of(method) for method in CAMS},
         "settings": list(run.settings()),
         "pictures": pictures,
     }
@@ -216,7 +224,7 @@ def page(run: Run) -> str:
         "GENERATOR": GENERATOR,
         "POLICY": f"default-src 'none'; script-src {hashed(script)}; style-src {hashed(style)}; "
         "img-src 'self' file: data:; base-uri 'none'; form-action 'none'",
-        "TITLE": html.escape(f"{run.table.stem}: what the network looked at"),
+        "TITLE": html.escape(f"{one_line(run.table.stem)}: what the network looked at"),
         # In a script element all that is special is "<", as in an end tag or a comment.
         "RUN": json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
@@ -236,12 +244,15 @@ def write(given: Path, classes: Sequence[str]) -> str:
     with whole(index) as part:
         part.write_text(page(run), encoding="utf-8", newline="\n")
     drawn = "" if run.overlays else "; no overlay is there, as after --overlays none"
-    return f"{len(run.groups):,} pictures: open {one_line(index)} in a browser{drawn}"
+    pictures = f"{len(run.groups):,} picture{'s' * (len(run.groups) > 1)}"
+    return f"{pictures}: open {one_line(index)} in a browser{drawn}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="gallery.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="the folder that a run wrote into, or its table")
     parser.add_argument(
@@ -251,8 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="the run's own, where it explained several of them for a picture",
     )
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         print(write(options.run, options.classes))
     except (Complaint, OSError) as error:
         print(f"gallery.py: error: {one_line(error)}", file=sys.stderr)

@@ -62,7 +62,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event, get_ident
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
@@ -1793,7 +1793,8 @@ def each_axis(numbers: Iterable[float]) -> str:
     return " x ".join(dict.fromkeys(f"{number:g}" for number in numbers))
 
 
-PARTS: set[Path] = set()  # files that are not complete yet
+PARTS: dict[Path, int] = {}  # files that are not complete yet, and the threads that write them
+ENDING = Event()  # once it is set, no other file is begun
 
 
 @contextmanager
@@ -1801,13 +1802,16 @@ def whole(path: Path) -> Iterator[Path]:
     """A file to write aside, which takes the path's place when it is complete, or vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    PARTS.add(part)
+    PARTS[part] = get_ident()
+    while ENDING.is_set():
+        PARTS.pop(part, None)
+        time.sleep(1)
     try:
         yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-        PARTS.remove(part)
+        del PARTS[part]
         if not path.exists():
             with suppress(OSError):  # there is more in it
                 path.parent.rmdir()
@@ -1815,6 +1819,10 @@ def whole(path: Path) -> Iterator[Path]:
 
 def interrupted(*_signal: Any) -> NoReturn:
     """Ctrl-C. An exception would not do: raised while C++ calls back, it is printed and lost."""
+    ENDING.set()
+    end = time.monotonic() + 1
+    while {*PARTS.values()} - {get_ident()} and time.monotonic() < end:
+        time.sleep(0.001)  # the other threads complete what they write
     for part in list(PARTS):
         part.unlink(missing_ok=True)
     for worker in multiprocessing.active_children():

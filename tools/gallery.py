@@ -144,7 +144,7 @@ class Run:
             "maps": [
                 {
                     "target": row["target"],
-                    "method": row["method"],
+                    "method": words_of(row["method"]),
                     "empty": NO_EVIDENCE in notes_of(row),
                     "file": self.overlay(row),
                 }
@@ -216,7 +216,6 @@ def page(run: Run) -> str:
         "title": one_line(run.table.stem),
         "accuracy": accuracy_of(pictures),
         "classes": sorted(classes, key=natural),
-        "methods": {method: words_of(method) for method in CAMS},
         "settings": list(run.settings()),
         "pictures": pictures,
     }

@@ -1027,6 +1027,8 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 Row = dict[str, str]  # of the table
 NO_EVIDENCE = "no positive evidence"
+SKIPPED = "skipped: "  # so begins the note on a picture that is left out
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # so begins a cell that a spreadsheet would compute
 COLUMNS = ("image", "label", "predicted", "probability", "target", "layer", "method", "note")
 CAMS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "xgradcam": "XGrad-CAM",
         "counterfactual": "Counter-\nfactual"}
@@ -1115,7 +1117,7 @@ def table_row(
     """What the table and the figure say of a picture; said: of one that is not explained."""
     row = dict.fromkeys(COLUMNS, "") | {"image": picture.name, "label": picture.label}
     if explanation is None:
-        return row | {"predicted": said, "note": "" if said else f"skipped: {picture.note}"}
+        return row | {"predicted": said, "note": "" if said else SKIPPED + picture.note}
     probability, predicted = explanation.logits[0].softmax(0).max(0)
     notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
     if explanation.negative.any() and explanation.method in ("gradcam++", "xgradcam"):
@@ -1398,7 +1400,7 @@ def explain_blocks(
     columns, left = 0, still_to_pick(parts, options)
     with progress(total, len(done), options) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
-        started = Barrier(WRITERS)  # now: later memory may not suffice, and Python would wait
+        started = Barrier(WRITERS)  # all of them now: one that lacks memory is waited for for ever
         for _ in range(WRITERS):
             pool.submit(started.wait, 5)
         for number, block in loader if left > 0 else ():
@@ -1429,6 +1431,7 @@ def keep_memory() -> None:
 
 
 def give_back_memory() -> None:
+    """What was kept, for a smaller batch or for the figure."""
     libc("malloc_trim", 0)
 
 
@@ -1628,9 +1631,8 @@ def merged(parts: Path, options: argparse.Namespace, total: int) -> Tally:
 
 
 def no_formula(row: Row) -> Row:
-    """A spreadsheet would compute a cell that begins so: an apostrophe makes it text."""
-    begins = ("=", "+", "-", "@", "\t", "\r")
-    return {head: f"'{cell}" if cell.startswith(begins) else cell for head, cell in row.items()}
+    """For a spreadsheet an apostrophe makes a cell text."""
+    return {head: f"'{cell}" if cell.startswith(FORMULA) else cell for head, cell in row.items()}
 
 
 def nothing_explained(tally: Tally, pick: str) -> Complaint:
@@ -1639,7 +1641,7 @@ def nothing_explained(tally: Tally, pick: str) -> Complaint:
                          "others, or another --pick")
     if not tally.skipped:
         return Complaint("no pictures were given; give files or folders with " + " ".join(SUFFIXES))
-    first, *others = (note.removeprefix("skipped: ") for note in tally.skipped)
+    first, *others = (note.removeprefix(SKIPPED) for note in tally.skipped)
     return Complaint(first + (f" (and {len(others)} more that can't be read)" if others else ""))
 
 
@@ -1802,7 +1804,7 @@ def whole(path: Path) -> Iterator[Path]:
     """A file to write aside, which takes the path's place when it is complete, or vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    PARTS[part] = get_ident()
+    PARTS[part] = get_ident()  # first: so either interrupted sees it, or this sees ENDING
     while ENDING.is_set():
         PARTS.pop(part, None)
         time.sleep(1)

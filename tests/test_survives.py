@@ -337,18 +337,10 @@ sys.exit(SID_a4.main(sys.argv[1:]))
 @pytest.mark.skipif("FUZZ" not in os.environ, reason="oneDNN without memory crashes at times")
 def test_where_memory_really_ends_the_batch_is_halved(forty, tmp_path):
     """The first layer's maps alone are 29 MB, and as much again for each gradient."""
-    words = [
-        str(forty),
-        "--limit",
-        "24",
-        "--model",
-        "squeezenet1_0",
-        "--weights",
-        "none",
-        "--quiet",
-    ]
-    words += ["--overlays", "none", "--batch-size", "24", "--workers", "0", "--out", str(tmp_path)]
-    words += ["--size", "112", "--panels", "raw", "gradcam", "guided"]
+    words = [str(forty), "--out", str(tmp_path), "--quiet"]
+    words += ["--model", "squeezenet1_0", "--weights", "none", "--size", "112", "--limit", "24"]
+    words += ["--batch-size", "24", "--workers", "0", "--overlays", "none"]
+    words += ["--panels", "raw", "gradcam", "guided"]
     done = script("-c", SHORT, *words, cwd=HERE)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[1] == (

@@ -34,7 +34,9 @@ sys.path.insert(0, str(ROOT))
 from SID_a4 import (  # noqa: E402
     CAMS,
     COLUMNS,
+    FORMULA,
     NO_EVIDENCE,
+    SKIPPED,
     Complaint,
     Parser,
     Row,
@@ -47,7 +49,6 @@ from SID_a4 import (  # noqa: E402
 
 Picture = dict[str, Any]  # as the page's script reads it
 GENERATOR = '<meta name="generator" content="tools/gallery.py">'
-SKIPPED = "skipped: "
 FOLDER = "give the folder that a run of SID_a4.py wrote into, or its table"
 
 
@@ -78,7 +79,7 @@ def rows_of(table: Path) -> list[Row]:
 
 def as_text(cell: str) -> str:
     """Without the apostrophe that keeps a spreadsheet from computing it."""
-    return cell[1:] if re.match(r"'[=+\-@\t\r]", cell) else cell
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -97,13 +98,12 @@ class Run:
             self.groups.setdefault(row["image"], []).append(row)
         self.explained = [row for row in rows if row["target"]]
         self.methods = list(dict.fromkeys(row["method"] for row in self.explained))
-        self.several = any(len(group) > len(self.methods) for group in self.groups.values())
+        several = any(len(group) > len(self.methods) for group in self.groups.values())
         self.raw, self.overlays = (
             {file.name for file in table.parent.glob(f"{folder}/*.png")}
             for folder in ("raw", "gradcam")
         )
-        numbered = self.several and self.overlays
-        self.numbers = self.class_numbers(classes) if numbered else {}
+        self.numbers = self.class_numbers(classes) if several and self.overlays else {}
 
     def class_numbers(self, names: Sequence[str]) -> dict[str, str]:
         """As in the names of the overlays, where a run explained several classes a picture."""
@@ -138,7 +138,7 @@ class Run:
             "predicted": predicted,
             "probability": probability_of(rows[0]),
             "state": "right" if label and label == predicted else state,
-            "empty": any(NO_EVIDENCE in notes_of(row) for row in rows),
+            "empty": NO_EVIDENCE in notes,
             "notes": [note for note in notes if note != NO_EVIDENCE],
             "raw": f"raw/{quote(name)}.png" if f"{name}.png" in self.raw else "",
             "maps": [

@@ -779,6 +779,111 @@ def test_ten_classes_and_four_methods_cost_one_forward_pass(network, digits):
     same(each[40], explain(network.net, x))
 
 
+class Counted(torch.autograd.Function):
+    """Nothing, whose backward passes are counted; NumPy can't take several targets at once."""
+
+    walks, numpy = 0, False
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Counted.walks += 1
+        return torch.from_numpy(gradient.numpy().copy()) if Counted.numpy else gradient
+
+
+class Attention(nn.Module):
+    """(B, K, u, v) -> (B, K): its cells look at each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, A):
+        rows = A.flatten(2).transpose(1, 2)
+        return self.heads(rows, rows, rows)[0].amax(1)
+
+
+MEAN = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Headed(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.trunk, self.head, self.end = nn.Conv2d(2, 6, 3), head, nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.end(self.head(Counted.apply(F.relu(self.trunk(x)))))
+
+
+@pytest.mark.parametrize(
+    ("head", "numpy", "walks"),
+    [
+        (MEAN, False, 1),
+        (MEAN, True, 4),  # one in vain
+        (nn.Sequential(nn.GroupNorm(2, 6), *MEAN), False, 3),
+        (Attention(), False, 1),
+    ],
+    ids=["mean", "numpy", "group norm", "attention"],
+)
+def test_several_targets_walk_the_head_once_where_they_can(monkeypatch, head, numpy, walks):
+    monkeypatch.setattr(Counted, "walks", 0)
+    monkeypatch.setattr(Counted, "numpy", numpy)
+    net, x = Headed(head).double(), torch.rand(4, 2, 9, 9, dtype=torch.float64)
+    targets = [2, None, [4, 3, 2, 1]]
+    each = explain_each(net, x, targets, "trunk", guided=False)
+    assert Counted.walks == walks
+    for found, target in zip(each, targets, strict=True):
+        same(found, explain(net, x, target, "trunk", guided=False))
+    assert each[0].cells.any()
+    both = explain_each(net, x, targets, "trunk")
+    same(replace(both[2], R=None, guided_cam=None), each[2])
+
+
+NORMS = {
+    "as usual": nn.BatchNorm2d(6),
+    "no weight": nn.BatchNorm2d(6, affine=False),
+    "of the batch": nn.BatchNorm2d(6, track_running_stats=False),
+    "of rows": nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(6), nn.Unflatten(2, (7, 7))),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_batch_norm_is_pytorchs_own(norm):
+    """Written as x * scale + shift; without a ReLU, R is the plain gradient."""
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), norm, nn.Softplus(), nn.Flatten(), nn.Linear(294, 5))
+    net.double()
+    for name, values in net.state_dict().items():
+        if "batches" not in name:  # a variance is positive
+            values.copy_(torch.rand_like(values) + 0.5)
+    x = torch.randn(3, 2, 9, 9, dtype=torch.float64)
+    found = explain(net, x, [4, 0, 2], "0")
+    leaf = x.clone().requires_grad_()
+    logits = net.eval()(leaf)
+    (R,) = torch.autograd.grad(logits[range(3), [4, 0, 2]].sum(), leaf)
+    torch.testing.assert_close(found.logits, logits.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.R, R, rtol=1e-10, atol=1e-14)
+    half = explain(net.bfloat16(), x.bfloat16(), [4, 0, 2], "0")
+    assert half.logits.dtype == half.R.dtype == torch.bfloat16
+    torch.testing.assert_close(half.logits.double(), found.logits, rtol=0.05, atol=0.05)
+
+
+def test_of_a_batch_norm_nothing_is_kept_for_the_way_back():
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(294, 5))
+    kept = []
+
+    def keep(tensor):
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        explain(net, torch.rand(3, 2, 9, 9), 0, "0")
+    assert (3, 2, 9, 9) in kept  # what the convolution takes
+    assert (3, 6, 7, 7) not in kept
+
+
 # ---------------------------------------------------------------------- networks of others
 
 models = SID_a4.import_torchvision().models

@@ -18,14 +18,14 @@ TESTS = ["explanation", "pictures", "figure", "run"]
 
 MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
     "relu dropped from L_c": (
-        'return F.relu(torch.einsum("bk,bkuv->buv", alpha, A))',
-        'return torch.einsum("bk,bkuv->buv", alpha, A)',
+        "return F.relu(alpha[:, None] @ A.flatten(2)).view",
+        "return (alpha[:, None] @ A.flatten(2)).view",
     ),
     "relu inside the sum": (
-        'F.relu(torch.einsum("bk,bkuv->buv", alpha, A))',
-        "F.relu(alpha[:, :, None, None] * A).sum(1)",
+        "F.relu(alpha[:, None] @ A.flatten(2)).view",
+        "F.relu(alpha[:, :, None] * A.flatten(2)).sum(1).view",
     ),
-    "axes of the map swapped": ('"bk,bkuv->buv"', '"bk,bkvu->buv"'),
+    "axes of the map swapped": ("@ A.flatten(2)", "@ A.mT.flatten(2)"),
     "alpha: sum instead of mean": ("return dyc_dA.mean((2, 3))", "return dyc_dA.sum((2, 3))"),
     "alpha: mean over a wrong axis": (
         "return dyc_dA.mean((2, 3))",
@@ -65,14 +65,17 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
     ),
     "A overwritten by what follows": ("return output.clone()  # which", "return output  # which"),
     "gradient twice as large": (
-        "torch.autograd.grad(y_c, A, retain_graph=keep)",
-        "torch.autograd.grad(y_c * 2, A, retain_graph=keep)",
+        "scatter_(2, c[..., None], 1)",
+        "scatter_(2, c[..., None], 2)",
     ),
     "class: the least likely one": (
         "return logits.detach().argmax(1)",
         "return logits.detach().argmin(1)",
     ),
     "y_c after softmax": ("logits = getattr(output, LOGITS, output)", "logits = output"),
+    "targets in the wrong order": ("[0].unbind()", "[0].flip(0).unbind()"),
+    "batch norm: not shifted": ("return torch.addcmul(shift, x, scale)", "return x * scale"),
+    "batch norm: no epsilon": ("torch.rsqrt(var + eps)", "torch.rsqrt(var)"),
     "product with nothing of the map": ("R * L_c[:, None]", "R * L_c[:, None].clamp(max=0)"),
     "pad: not halved": ("((S / s - n) / 2 for S, n, s", "((S / s - n) for S, n, s"),
     "pad: one too few": ("((S / s - n) / 2 for S, n, s", "((S / s - n) / 2 - 1 for S, n, s"),
@@ -81,8 +84,8 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
     "place: no zeros around": ("t = t.clamp(-zeros, n - 1 + zeros)", "t = t.clamp(0, n - 1)"),
     "place: not clamped": ("t = t.clamp(-zeros, n - 1 + zeros)", "t = t.clamp(-n, 2 * n)"),
     "place: rows for columns": (
-        "return pads, rows @ cells @ columns.T",
-        "return pads, rows @ cells.mT @ columns.T",
+        "return pads, rows @ (cells @ columns.T)",
+        "return pads, rows @ (cells.mT @ columns.T)",
     ),
     "place: nearest neighbour": (
         "F.relu(1 - (t[:, None] - j).abs())",
@@ -97,7 +100,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return before[0] * down, before[1] * across",
         "return before[0] + down, before[1] + across",
     ),
-    "dropout left on": ('[(m, "training") for m in net.modules() if m.training]', "[]"),
+    "dropout left on": ('[(m, "training") for m in modules if m.training]', "[]"),
     "weights left frozen": ("            setattr(thing, name, True)", "            pass"),
     "input not normalised": (
         "x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)",

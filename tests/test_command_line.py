@@ -53,6 +53,9 @@ WEIGHTS = "; give a file written by torch.save(net.state_dict(), FILE) with --we
     ("arguments", "says"),
     [
         (["{}/nope.png"], "argument IMAGES: {}/nope.png does not exist; give picture files"),
+        (["x" * 300], "argument IMAGES: " + "x" * 300 + " does not exist; give picture files"),
+        (["--target", "x" * 300], "class " + "x" * 300 + " was given; the network has classes 0"),
+        (["--limit", "0"], "argument --limit: '0' was given; give a number from 1 to 1000000000"),
         ([str(DATA), "{}/nope"], "argument IMAGES: {}/nope does not exist; give"),
         (["{}/empty"], "no pictures were given; give files or folders with .json .png .jpg"),
         (["{}/empty.png"], "{}/empty.png is an empty file" + PICTURE),

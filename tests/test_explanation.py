@@ -259,6 +259,7 @@ class Rows(CourseCNN):
     def forward(self, x):
         x = F.relu(F.max_pool2d(self.conv1(x), 2))
         x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        assert x.detach().view(dtype=torch.int32).shape == x.shape  # another kind of view
         return self.fc2(F.relu(self.fc1(x.view(-1, 160))))
 
 

@@ -32,6 +32,14 @@ def shapes(net, x):
     return found
 
 
+def test_the_callers_random_numbers_go_on_as_they_would():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    load_network(weights="none")
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_shapes_of_the_course_network():
     expected = [(2, 10, 24, 24), (2, 10, 8, 8), (2, 50), (2, 10)]
     assert shapes(CourseCNN(), torch.rand(2, 1, 28, 28)) == expected

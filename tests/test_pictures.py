@@ -343,6 +343,7 @@ def test_classes_by_name_and_number():
     assert [class_number(name, classes) for name in names] == expected
     assert class_number("7", tuple("0123456789")) == 7
     assert class_number("1", ("1", "0")) == 0  # a name before a number
+    assert class_number("9" * 5000, classes) is None  # int() would refuse as many digits
 
 
 def write_mnist(folder, pixels, labels):

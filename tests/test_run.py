@@ -371,6 +371,22 @@ def test_full_size_overlays_undo_resize_and_padding(go, tmp_path, digits):
     assert abs((y / 140 - 0.5) * 13 - (y28 - 14)) < 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "gradcam/ and raw/ beside them"),
+        (["--save-maps", "float16"], "gradcam/ and raw/ and maps/ beside them"),
+        (["--overlays", "none"], ""),
+    ],
+)
+def test_the_account_names_what_was_written(go, tmp_path, options, said):
+    _, out, _ = go(*options)
+    written = out.splitlines()[-1]
+    assert written == f"written   {tmp_path}/out/SID_a4.png and .csv" + (said and f"; {said}")
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == {word.rstrip("/") for word in said.split() if word.endswith("/")}
+
+
 def test_random_weights_are_said_loudly(go):
     code, out, err = go(
         "--model", "squeezenet1_1", "--weights", "none", "--size", "64", "--panels", "raw"

@@ -54,10 +54,6 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
     "guide: absolute value": ("gradient.clamp_(min=0)", "gradient.abs_()"),
     "guide: always awake": ("if guiding[0] and gradient", "if gradient"),
     "guide: never awake": ("        self.guiding[0] = True\n", "        self.guiding[0] = False\n"),
-    "guide: not asleep again": (
-        "        self.guiding[0] = False\n",
-        "        self.guiding[0] = True\n",
-    ),
     "functional relu not seen": ('return name in ("relu", "relu6")', 'return name in ("relu6",)'),
     "clamp taken for a relu at any bound": (
         "return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))",

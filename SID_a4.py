@@ -154,7 +154,7 @@ class Network:
         return x.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
 
 
-@torch.random.fork_rng(devices=[])  # the caller's random numbers go on as they would
+@torch.random.fork_rng(devices=[])  # the caller's, of the CPU, go on as they would
 def load_network(model: str = "course", weights: str | None = None, layer: str | None = None,
                  classes: Sequence[str] | None = None, **feed: Any) -> Network:
     """model: course, a torchvision name, timm:NAME or FILE.py:NAME; feed: size, mean or std."""
@@ -328,6 +328,7 @@ MAX_TENSORS = 20_000  # of a checkpoint; the largest networks have a tenth of it
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, bare or wrapped. weights_only: nothing in the file is ever run."""
+
     def flaw(error: BaseException) -> str:
         if isinstance(error, (FileNotFoundError, IsADirectoryError, PermissionError)):
             return f"weights {path}: {reason(error)}"
@@ -336,7 +337,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         return f"weights {path}: the file {what}"
 
     how = "give a file written by torch.save(net.state_dict(), FILE) with --weights"
-    with complaining(flaw, how), warnings.catch_warnings(action="ignore"):  # it then refuses
+    # What torch.load warns of, it then refuses.
+    with complaining(flaw, how), warnings.catch_warnings(action="ignore"):
         if bomb(path):
             raise ValueError("packed as torch.save never does")
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -462,10 +464,11 @@ def in_file(path: Path, label: str = "") -> Iterator[Item]:
 
 def open_image(path: Path) -> Image.Image:
     """Grey (L) or colour (RGB), as a viewer shows it: turned, transparent parts white."""
-    def flaw(error: BaseException) -> str:  # Pillow's decoders raise what a broken file makes them
+
+    def flaw(error: BaseException) -> str:
         if isinstance(error, UnidentifiedImageError):
             return f"{path} is {'not an image' if path.stat().st_size else 'an empty file'}"
-        return f"{path} is truncated or broken ({reason(error)})"
+        return f"{path} is truncated or broken ({reason(error)})"  # decoders raise almost anything
 
     how = "give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture, or a .json of pixels"
     image: Image.Image
@@ -697,6 +700,7 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
         logits = checked(logits, 2, "the network", "give one that returns logits (B, classes)")
         A = checked(watch.A, 4, f"layer {layer}", "name a convolution, or a block that gives maps")
         stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
+        negative = maps.amin((1, 2, 3)) < 0 if FOR_POSITIVE & {*methods} else None  # (B,)
         c = torch.stack([as_target(target, logits) for target in targets])  # (T, B)
         # One gradient for the whole batch: no picture's logit depends on another picture.
         dyc_dy = logits.new_zeros(len(c), *logits.shape).scatter_(2, c[..., None], 1)  # (T, B, C)
@@ -705,14 +709,14 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
         for t, dyc_dA in enumerate(head):
             R = watch.guided_backprop(logits, x, dyc_dy[t], t + 1 < len(c)) if guided else None
             for method in methods:
-                negative = maps.amin((1, 2, 3)) < 0 if method in FOR_POSITIVE else None
                 alpha = METHODS[method](maps, dyc_dA)
                 cells = grad_cam(maps, alpha)
                 pads, L_c = place(cells, x.shape[2:], stride, pad)
                 guided_cam = None if R is None else R * L_c[:, None]  # (B, C, H, W)
                 found.append(Explanation(logits.detach(), c[t], layer, method, stride, pads, alpha,
-                                         cells, L_c, R, guided_cam, negative, watch.relus,
-                                         tuple(watch.unguided)))
+                                         cells, L_c, R, guided_cam,
+                                         negative if method in FOR_POSITIVE else None,
+                                         watch.relus, tuple(watch.unguided)))
     return found
 
 
@@ -761,7 +765,7 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "xgradcam": alpha_xgradcam,
     "counterfactual": alpha_counterfactual,
 }
-FOR_POSITIVE = ("gradcam++", "xgradcam")  # made for maps after a ReLU
+FOR_POSITIVE = {"gradcam++", "xgradcam"}  # made for maps after a ReLU
 
 
 def place(cells: Tensor, size: Sequence[int], stride: Stride | None,
@@ -984,10 +988,8 @@ def find_layer(net: nn.Module, x: Tensor) -> str:
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Dropout and batch-norm as in use, no graph for the weights; afterwards each as it was."""
-    modules = list(net.modules())
-    on: list[tuple[Any, str]] = [(m, "training") for m in modules if m.training]
-    weights = (weight for m in modules for weight in m._parameters.values() if weight is not None)
-    on += [(weight, "requires_grad") for weight in weights if weight.requires_grad]
+    on: list[tuple[Any, str]] = [(m, "training") for m in net.modules() if m.training]
+    on += [(weight, "requires_grad") for weight in net.parameters() if weight.requires_grad]
     try:
         for thing, name in on:
             setattr(thing, name, False)
@@ -1468,7 +1470,8 @@ def explanations_of(network: Network, options: Options,
                     pictures: list[Picture]) -> list[list[Explanation]]:
     """Of each picture: target by target, and method by method."""
     guided = any(name.startswith("guided") for name in options.panels)
-    labels = [c for p in pictures if (c := class_number(p.label, network.classes)) is not None]
+    labels = [c for p in pictures if "label" in options.target
+              and (c := class_number(p.label, network.classes)) is not None]
     words = {"predicted": None, "label": labels}
     targets = [words.get(target, target) for target in options.target]
     x, how = batch(network, options, pictures), (network.layer, options.method, options.pad)
@@ -1676,7 +1679,7 @@ def account(network: Network, options: Options, tally: Tally, first: Explanation
     ]).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def pad_words(explanation: Explanation, asked: int | Literal["auto"]) -> str:
+def pad_words(explanation: Explanation, asked: Pad) -> str:
     """The pad and why it is so."""
     if explanation.cells[0].numel() == 1 and explanation.pad is None:
         return "none: the map is one cell, which stands for the whole picture"
@@ -1782,9 +1785,14 @@ def spare_cores() -> int:
     return max(0, min(4, (os.cpu_count() or 1) // ranks - 1))
 
 
+def exists(text: str) -> bool:
+    """Where a name is too long for a file, Path.is_file would raise."""
+    return os.access(text, os.F_OK)
+
+
 def existing(text: str) -> str:
     kind, _, root = text.partition(":")
-    there = os.access(text, os.F_OK) and (Path(text).is_dir() or Path(text).is_file())
+    there = exists(text) and (Path(text).is_dir() or Path(text).is_file())
     if not there and not (kind in DATA_SETS and root):
         raise Complaint(f"{text or 'an empty name'} does not exist; give picture files, folders or "
                         "a .json: check the spelling, and the folder you are in")
@@ -1896,11 +1904,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Complaint(message if ";" in message else f"{message}; see --help")
 
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+    def parse(self, argv: Sequence[str] | None) -> Options:
         """Pictures may stand behind the classes of --target."""
         options = self.parse_args(argv)
-        there = (word for word in options.target if os.access(word, os.F_OK))  # nor is too long
-        files = [word for word in there if Path(word).is_file()]
+        files = [word for word in options.target if exists(word) and Path(word).is_file()]
         options.target = [word for word in options.target if word not in files] or ["predicted"]
         options.images += map(existing, files)
         for name in ("target", "method", "panels"):

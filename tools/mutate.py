@@ -96,7 +96,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return before[0] * down, before[1] * across",
         "return before[0] + down, before[1] + across",
     ),
-    "dropout left on": ('[(m, "training") for m in modules if m.training]', "[]"),
+    "dropout left on": ('[(m, "training") for m in net.modules() if m.training]', "[]"),
     "weights left frozen": ("            setattr(thing, name, True)", "            pass"),
     "input not normalised": (
         "x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)",

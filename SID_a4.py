@@ -62,7 +62,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
-from threading import Barrier, Event, get_ident
+from threading import Barrier
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
@@ -1321,20 +1321,20 @@ def run(options: Options) -> int:
         raise Complaint("--pick with --limit was given to several processes, of which none knows "
                         "what the others picked; leave one of them away, or use one process")
     mark, total = fingerprint(network, options)
-    parts = options.out / f".{STEM}.{mark}.parts"
+    options.parts = options.out / f".{STEM}.{mark}.parts"
     if not options.resume and WORLD == 1:  # what was begun before is forgotten
         for begun in options.out.glob(".*.parts"):
             shutil.rmtree(begun)
-    at_hand = explain_blocks(network, options, parts, total)
+    at_hand = explain_blocks(network, options, total)
     if RANK:
         return 0
-    if len(numbers_of(parts)) * options.batch_size < total and still_to_pick(parts, options):
-        raise Complaint(f"{parts} is no longer complete, as when another run writes into the same "
-                        "folder; add --resume, and give each run an --out of its own")
-    tally = merged(parts, options, total)
+    if len(numbers_of(options.parts)) * options.batch_size < total and still_to_pick(options):
+        raise Complaint(f"{options.parts} is no longer complete, as when another run writes into "
+                        "the same folder; add --resume, and give each run an --out of its own")
+    tally = merged(options, total)
     columns = columns_of(tally, at_hand, network, options)
     save_figure(columns, network, options)
-    shutil.rmtree(parts)
+    shutil.rmtree(options.parts)
     for note in tally.skipped:
         print(f"{SCRIPT}: {note}", file=sys.stderr)
     if not options.quiet:
@@ -1354,20 +1354,19 @@ def fingerprint(network: Network, options: Options) -> tuple[str, int]:
     return f"{mark:08x}", total
 
 
-def explain_blocks(network: Network, options: Options, parts: Path,
-                   total: int) -> dict[int, list[Result]]:
+def explain_blocks(network: Network, options: Options, total: int) -> dict[int, list[Result]]:
     """This rank's blocks; decoding, explaining and writing overlap. Returns the figure's blocks."""
     # Freed memory stays here for the next batch: Linux hands it out anew page by page, which is
     # slow enough to take a quarter of VGG-16's time, and two thirds of a batch-norm's.
     libc("mallopt", -4, 0)  # M_MMAP_MAX
     libc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD
     network.net.to(options.device)
-    done = set(numbers_of(parts))
+    done = set(numbers_of(options.parts))
     blocks = Blocks(network, options, range(RANK, sys.maxsize, WORLD), done)
     workers = options.workers if total > 4 * options.batch_size else 0
     loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=alone)
     at_hand: dict[int, list[Result]] = {}
-    columns, left = 0, still_to_pick(parts, options)
+    columns, left = 0, still_to_pick(options)
     with progress(total, len(done), options) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
         started = Barrier(WRITERS)  # all of them now: one that lacks memory is waited for for ever
@@ -1378,7 +1377,7 @@ def explain_blocks(network: Network, options: Options, parts: Path,
             if columns < options.grid:
                 at_hand[number] = [result for result in results if result[1]]
                 columns += sum(len(explanations) for _, explanations, _ in results)
-            writing.append(pool.submit(write_block, number, results, parts, options))
+            writing.append(pool.submit(write_block, number, results, options))
             if len(writing) > WRITERS:
                 writing.popleft().result()
             bar.update(len(block))
@@ -1388,7 +1387,7 @@ def explain_blocks(network: Network, options: Options, parts: Path,
         for each in writing:
             each.result()
     libc("malloc_trim", 0)  # what was kept, for the figure
-    while WORLD > 1 and RANK == 0 and len(numbers_of(parts)) * options.batch_size < total:
+    while WORLD > 1 and RANK == 0 and len(numbers_of(options.parts)) * options.batch_size < total:
         time.sleep(0.1)  # for the other ranks; if one can't go on, torchrun ends this one too
     return at_hand
 
@@ -1414,11 +1413,11 @@ def progress(total: int, done: int, options: Options) -> Any:
     return tqdm(total=share, initial=min(before, share), delay=2, disable=hidden, unit=" pictures")
 
 
-def still_to_pick(parts: Path, options: Options) -> int:
+def still_to_pick(options: Options) -> int:
     """With --pick, --limit counts the pictures that were picked, also before --resume."""
     if options.pick == "all" or options.limit is None:
         return sys.maxsize
-    picked = {row["image"] for _, rows in rows_in(parts) for row in rows if row["target"]}
+    picked = {row["image"] for _, rows in rows_in(options.parts) for row in rows if row["target"]}
     return int(options.limit) - len(picked)
 
 
@@ -1504,7 +1503,7 @@ def fetched(explanations: list[Explanation]) -> list[Explanation]:
     return [e.map(lambda t: parts[id(t)].clone().view(t.dtype).view(t.shape)) for e in explanations]
 
 
-def write_block(number: int, results: list[Result], parts: Path, options: Options) -> None:
+def write_block(number: int, results: list[Result], options: Options) -> None:
     """Each picture, the maps, and, as all that is there now, the part of the table."""
     for picture, explanations, _ in results:
         if explanations and options.overlays == "all":
@@ -1513,7 +1512,7 @@ def write_block(number: int, results: list[Result], parts: Path, options: Option
         save_maps(number, results, options)
     if sys.platform != "win32":
         os.sync()  # a power cut must not leave the part and take what it stands for
-    with table_in(parts / f"{number}.csv") as table:
+    with table_in(options.parts / f"{number}.csv", options) as table:
         table.writerows(row for _, _, rows in results for row in rows)
 
 
@@ -1530,7 +1529,7 @@ def save_maps(number: int, results: list[Result], options: Options) -> None:
         maps = [getattr(explanation, name) for explanation, _ in pairs]
         if maps[0] is not None:
             arrays[name] = narrowed(torch.cat(maps).numpy(), options.save_maps)
-    with whole(file) as part, part.open("wb") as opened:
+    with whole(file, options.parts) as part, part.open("wb") as opened:
         np.savez(opened, **arrays)
 
 
@@ -1547,9 +1546,9 @@ def numbers_of(parts: Path) -> list[int]:
 
 
 @contextmanager
-def table_in(path: Path) -> Iterator[csv.DictWriter[str]]:
+def table_in(path: Path, options: Options) -> Iterator[csv.DictWriter[str]]:
     """To write rows to; the file is whole or not there."""
-    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with whole(path, options.parts) as part, part.open("w", newline="", encoding="utf-8") as file:
         yield csv.DictWriter(file, COLUMNS, lineterminator="\n")
 
 
@@ -1562,10 +1561,10 @@ def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
                 yield number, list(rows)
 
 
-def merged(parts: Path, options: Options, total: int) -> Tally:
+def merged(options: Options, total: int) -> Tally:
     """All parts in one table, and what is in them."""
-    tally = Tally()
-    with table_in(options.out / f"{STEM}.csv") as table:
+    tally, parts = Tally(), options.parts
+    with table_in(options.out / f"{STEM}.csv", options) as table:
         table.writeheader()
         for number, rows in rows_in(parts):
             tally.add(rows, number, options.grid)
@@ -1614,7 +1613,7 @@ def save_figure(columns: list[tuple[Picture, Explanation]], network: Network,
                 options: Options) -> None:
     pictures, explanations = zip(*columns, strict=True)
     figure = draw_grid(pictures, explanations, network.classes, options.style)
-    with whole(options.out / f"{STEM}.png") as part:
+    with whole(options.out / f"{STEM}.png", options.parts) as part:
         figure.savefig(part, format="png", metadata={"Software": None})
 
 
@@ -1631,14 +1630,14 @@ def blurred(L_c: Tensor, sigma: float) -> Tensor:
 def save_pictures(picture: Picture, explanations: Sequence[Explanation], options: Options) -> None:
     """raw/NAME.png, and gradcam/NAME.png; of several classes or methods NAME@CLASS@METHOD.png."""
     assert picture.image is not None
-    save(options.out / "raw" / f"{picture.name}.png", picture.image)
+    save(options.out / "raw" / f"{picture.name}.png", picture.image, options.parts)
     base, box = (picture.whole, picture.box) if picture.whole else (enlarged(picture.image), None)
     for explanation in explanations:
         name = picture.name
         name += f"@{int(explanation.target)}" if len(options.target) > 1 else ""
         name += f"@{explanation.method}" if len(options.method) > 1 else ""
         mixed = overlay(base, explanation, options.style, box)
-        save(options.out / "gradcam" / f"{name}.png", mixed)
+        save(options.out / "gradcam" / f"{name}.png", mixed, options.parts)
 
 
 def enlarged(image: Image.Image) -> Image.Image:
@@ -1647,8 +1646,8 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def save(path: Path, image: Image.Image) -> None:
-    with whole(path) as part:
+def save(path: Path, image: Image.Image, aside: Path) -> None:
+    with whole(path, aside) as part:
         image.save(part, "PNG", compress_level=1)  # a third of the time, and a third more bytes
 
 
@@ -1738,38 +1737,27 @@ def each_axis(numbers: Iterable[float]) -> str:
     return " x ".join(dict.fromkeys(f"{number:g}" for number in numbers))
 
 
-PARTS: dict[Path, int] = {}  # files that are not complete yet, and the threads that write them
-ENDING = Event()  # once it is set, no other file is begun
-
-
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write aside, which takes the path's place when it is complete, or vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    PARTS[part] = get_ident()  # first: so either interrupted sees it, or this sees ENDING
-    while ENDING.is_set():
-        PARTS.pop(part, None)
-        time.sleep(1)
+def whole(path: Path, aside: Path) -> Iterator[Path]:
+    """A file to write in another folder, which moves to its place when it is complete."""
+    for folder in (path.parent, aside):
+        folder.mkdir(parents=True, exist_ok=True)
+    part = aside / f"_{path.parent.name}_{path.name}"
     try:
         yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-        del PARTS[part]
         if not path.exists():
             with suppress(OSError):  # there is more in it
                 path.parent.rmdir()
 
 
 def interrupted(*_signal: Any) -> NoReturn:
-    """Ctrl-C. An exception would not do: raised while C++ calls back, it is printed and lost."""
-    ENDING.set()
-    end = time.monotonic() + 1
-    while {*PARTS.values()} - {get_ident()} and time.monotonic() < end:
-        time.sleep(0.001)  # the other threads complete what they write
-    for part in list(PARTS):
-        part.unlink(missing_ok=True)
+    """Ctrl-C. An exception would not do: raised while C++ calls back, it is printed and lost.
+
+    What is half written lies among the parts, where the next run overwrites or removes it.
+    """
     for worker in multiprocessing.active_children():
         worker.kill()
     os.write(2, f"{SCRIPT}: interrupted; every file is whole, --resume goes on\n".encode())

@@ -103,13 +103,13 @@ def decoding(folder: Path, count: int = 100) -> float:
 
 def merging(folder: Path, blocks: int = 3000) -> float:
     """Rows per second that the parts of a run of 16 pictures a block are merged with."""
-    options = argparse.Namespace(out=folder, grid=8, pick="all", save_maps=None)
+    options = argparse.Namespace(out=folder, parts=folder, grid=8, pick="all", save_maps=None)
     row = ["7", "7", "0.999876", "7", "conv2", "gradcam", ""]
     for number in range(blocks):
         lines = [",".join([f"{16 * number + i:08}", *row]) for i in range(16)]
         (folder / f"{number}.csv").write_text("\n".join(lines) + "\n")
     start = time.perf_counter()
-    SID_a4.merged(folder, options, 16 * blocks)
+    SID_a4.merged(options, 16 * blocks)
     return 16 * blocks / (time.perf_counter() - start)
 
 

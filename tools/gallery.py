@@ -240,7 +240,7 @@ def write(given: Path, classes: Sequence[str]) -> str:
     run, index = Run(table, classes), table.with_name("index.html")
     if index.exists() and GENERATOR not in index.read_text(encoding="utf-8", errors="replace"):
         raise Complaint(f"{index} is there, and not from this program; move it elsewhere")
-    with whole(index) as part:
+    with whole(index, index.parent) as part:
         part.write_text(page(run), encoding="utf-8", newline="\n")
     drawn = "" if run.overlays else "; no overlay is there, as after --overlays none"
     pictures = f"{len(run.groups):,} picture{'s' * (len(run.groups) > 1)}"

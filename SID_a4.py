@@ -59,7 +59,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
 from threading import Barrier
@@ -99,9 +99,8 @@ def complaining(what: str | Callable[[BaseException], str], how: str) -> Iterato
 
 def no_memory(error: BaseException) -> bool:
     """Whether Python, PyTorch (for a GPU, for the CPU, on Windows) or oneDNN says so."""
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    words = "allocate memory|not enough memory|create a primitive"
-    return known or bool(re.search(words, str(error)))
+    words = "out of memory|allocate memory|not enough memory|create a primitive"
+    return isinstance(error, MemoryError) or bool(re.search(words, str(error)))
 
 
 # ------------------------------------------------------------------------------------- Network
@@ -147,11 +146,11 @@ class Network:
     resample: Image.Resampling = Image.Resampling.BILINEAR
 
     def tensor(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures of the network's size -> (B, C, H, W), normalised as in its training."""
+        """Pictures of its size -> (B, C, H, W) beside it, normalised as in its training."""
         pixels = np.stack([np.asarray(image, np.float32) for image in images]) / 255
         x = torch.from_numpy(pixels).reshape(len(images), *self.size, -1)  # (B, H, W, C)
         x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)
-        return x.permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
+        return x.permute(0, 3, 1, 2).contiguous().to(next(self.net.parameters()).device)
 
 
 @torch.random.fork_rng(devices=[])  # the caller's, of the CPU, go on as they would
@@ -657,7 +656,7 @@ class Explanation:
     L_c: Tensor  # (B, H, W) the same where it lies in the picture
     R: Tensor | None  # (B, C, H, W) guided backpropagation
     guided_cam: Tensor | None  # (B, C, H, W) R * L_c
-    negative: Tensor | None  # (B,) has A negative values? Asked for methods that assume it has none
+    negative: Tensor  # (B,) has A negative values, which methods FOR_POSITIVE maps rule out?
     relus: int  # calls of a ReLU, which guided backpropagation is defined for
     unguided: tuple[str, ...]  # other activations, which the plain gradient passes
 
@@ -685,6 +684,9 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
                  methods: Sequence[str] = ("gradcam",), pad: Pad = "auto",
                  guided: bool = True) -> list[Explanation]:
     """Every target by every method, still from one forward pass."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+        raise Complaint("the network is scripted, which hides what it does; give the module it was "
+                        "made from")
     found = []
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         layer = layer or find_layer(net, x[:1])
@@ -696,15 +698,17 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
         hook = submodule(net, layer).register_forward_hook((watch := Watch(fed)).keep_maps)
         with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
             output = net(fed)
-        logits = getattr(output, LOGITS, output)  # (B, C), before a last softmax
-        logits = checked(logits, 2, "the network", "give one that returns logits (B, classes)")
-        A = checked(watch.A, 4, f"layer {layer}", "name a convolution, or a block that gives maps")
+        # (B, C), before a last softmax, if that is what comes out unchanged
+        logits = getattr(output, LOGITS, {}).get(getattr(output, "_version", None), output)
+        logits = checked(logits, x, 2, "the network", "give one that returns logits (B, classes)")
+        how = "name a convolution, or a block that gives maps"
+        A = checked(watch.A, x, 4, f"layer {layer}", how)
         stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
-        negative = maps.amin((1, 2, 3)) < 0 if FOR_POSITIVE & {*methods} else None  # (B,)
+        negative = maps.amin((1, 2, 3)) < 0  # (B,)
         c = torch.stack([as_target(target, logits) for target in targets])  # (T, B)
         # One gradient for the whole batch: no picture's logit depends on another picture.
         dyc_dy = logits.new_zeros(len(c), *logits.shape).scatter_(2, c[..., None], 1)  # (T, B, C)
-        with complaining(f"layer {layer} does not lead to the logits", "name another one"):
+        with complaining(f"layer {layer} does not lead to the logits", f"name another one{OR}"):
             head = head_gradients(logits, A, dyc_dy)
         for t, dyc_dA in enumerate(head):
             R = watch.guided_backprop(logits, x, dyc_dy[t], t + 1 < len(c)) if guided else None
@@ -714,9 +718,8 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
                 pads, L_c = place(cells, x.shape[2:], stride, pad)
                 guided_cam = None if R is None else R * L_c[:, None]  # (B, C, H, W)
                 found.append(Explanation(logits.detach(), c[t], layer, method, stride, pads, alpha,
-                                         cells, L_c, R, guided_cam,
-                                         negative if method in FOR_POSITIVE else None,
-                                         watch.relus, tuple(watch.unguided)))
+                                         cells, L_c, R, guided_cam, negative, watch.relus,
+                                         tuple(watch.unguided)))
     return found
 
 
@@ -789,7 +792,7 @@ def lost(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[flo
     return down, across
 
 
-@cache
+@lru_cache(64)
 def interpolation(S: int, n: int, pad: float, kind: torch.dtype, device: torch.device) -> Tensor:
     """(S, n) bilinear weights that draw n cells, padded on both sides, over S pixels."""
     p, j = torch.arange(S, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
@@ -800,9 +803,11 @@ def interpolation(S: int, n: int, pad: float, kind: torch.dtype, device: torch.d
 
 
 STRIDE, LOGITS = "stride_so_far", "logits_before"  # what a Watch writes on tensors
+OR = ", or switch off no_grad and checkpoints within the network"
 NO_RELU = ("silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu",
            "rrelu", "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid",
-           "logsigmoid", "glu", "hardshrink", "softshrink", "tanhshrink", "where")
+           "log_sigmoid", "glu", "hardshrink", "softshrink", "tanhshrink", "where", "lstm", "gru",
+           "rnn_tanh", "rnn_relu")
 LOWER_BOUND = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
                "threshold": "threshold", "leaky_relu": "negative_slope"}
 STRIDE_ARGUMENT = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
@@ -825,11 +830,12 @@ class Watch(TorchFunctionMode):
         # whose graph holds the hooks: a circle through C++ that Python can never free.
         self.guiding = [False]
 
-    def keep_maps(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        self.A = output
+    def keep_maps(self, _module: nn.Module, args: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             return output
-        if not torch.is_grad_enabled():
+        # A layer may hand on what it was given, which somebody else may overwrite.
+        self.A = output = output.clone() if any(output is given for given in args) else output
+        if not output.requires_grad:
             output.requires_grad_()
             torch.set_grad_enabled(True)  # until the forward pass ends
         return output.clone()  # which in-place operations behind the layer may overwrite, not A
@@ -839,28 +845,36 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
         if name == "view" and not kwargs and not isinstance(args[-1], torch.dtype):
             func = Tensor.reshape  # what lies channels-last can't be viewed as rows
+        if name == "view_as":
+            func = Tensor.reshape_as
         if func is F.batch_norm and len(args[0]) > 1 and not kwargs.get("training"):
             func = batch_norm
+        relu = is_relu(name, args, kwargs)
+        part = args[0] if relu and args and args[0]._is_view() else None
+        if part is not None:  # written in place the whole would hide the ReLU's own gradient
+            args = (part.clone(), *args[1:])
         out = func(*args, **kwargs)
         for tensor in tensors_in([out]):
             stride = stride_behind(name, args, kwargs, tensor)
             if stride is not None:
                 setattr(tensor, STRIDE, stride)
-        if is_relu(name, args, kwargs):
+        if relu and out.is_floating_point():
             self.relus += 1
-            if out._is_view():  # written through it into a tensor that goes on unseen
-                self.unguided[f"{name} in a part of a tensor"] = None
-            elif out.requires_grad:
+            if out.requires_grad:
                 out.grad_fn.register_hook(partial(clamp, self.guiding))
+            elif any(tensor.requires_grad for tensor in tensors_in(args)):
+                self.unguided[f"{name} in an autograd.Function"] = None
         elif name in NO_RELU:
             self.unguided[name] = None
         if name.endswith("softmax"):
-            setattr(out, LOGITS, argument(args, kwargs, 0, "input"))
-        return out
+            setattr(out, LOGITS, {out._version: argument(args, kwargs, 0, "input")})
+        return part.copy_(out) if part is not None and out is args[0] else out
 
     def guided_backprop(self, logits: Tensor, x: Tensor, dyc_dy: Tensor, again: bool) -> Tensor:
         self.guiding[0] = True
-        return torch.autograd.grad(logits, x, dyc_dy, again)[0]  # (B, C, H, W)
+        how = f"explain without guided maps{OR}"
+        with complaining("the pixels do not lead to the logits", how):
+            return torch.autograd.grad(logits, x, dyc_dy, again)[0]  # (B, C, H, W)
 
 
 def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None,
@@ -895,7 +909,7 @@ def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
         step = argument(args, kwargs, STRIDE_ARGUMENT[name], "stride")
         if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
             step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
-        down, across = (step, step) if isinstance(step, int) else (step[0], step[-1])
+        down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
         before: Stride = getattr(inputs[0], STRIDE)
         return before[0] * down, before[1] * across
     same = (t for t in inputs if name == "pad" or t.shape[-2:] == out.shape[-2:])
@@ -926,8 +940,8 @@ def is_zero(value: Any) -> bool:
     return value is not None and bool((torch.as_tensor(value) == 0).all())
 
 
-def checked(value: Any, ndim: int, who: str, how: str) -> Tensor:
-    if isinstance(value, Tensor) and value.ndim == ndim:
+def checked(value: Any, x: Tensor, ndim: int, who: str, how: str) -> Tensor:
+    if isinstance(value, Tensor) and value.ndim == ndim and len(value) == len(x):
         return value
     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     raise Complaint(f"{who} gives {shape}; {how}")
@@ -947,7 +961,8 @@ def as_target(target: Target, logits: Tensor) -> Tensor:
     B, C = logits.shape
     if target is None:
         return logits.detach().argmax(1)
-    c = torch.as_tensor(target)
+    with complaining(f"target {target!r} is no class", "give its number, or one for each picture"):
+        c = torch.as_tensor(target)
     c = c.expand(B) if c.ndim == 0 else c
     if c.shape != (B,):
         raise Complaint(f"targets of shape {tuple(c.shape)} were given for {B} pictures; "
@@ -968,10 +983,12 @@ def find_layer(net: nn.Module, x: Tensor) -> str:
         if isinstance(output, Tensor) and output.ndim == 4:
             sizes[name] = tuple(output.shape[2:])
 
-    with ExitStack() as hooks, evaluating(net), torch.no_grad():
+    # With a graph, as a network may hook its own maps; but nothing is kept for a way back.
+    empty = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
+    with ExitStack() as hooks, evaluating(net), torch.enable_grad(), empty:
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(note, name)))
-        net(x.clone())
+        net(x.detach().clone().requires_grad_().clone())
     convolutions = [name for name in sizes if isinstance(net.get_submodule(name), nn.Conv2d)]
     if not convolutions:
         raise Complaint("the network has no two-dimensional convolution; Grad-CAM needs one")
@@ -1067,10 +1084,12 @@ def overlay(image: Image.Image, explanation: Explanation, style: Style,
     (W, H), (h, w) = image.size, explanation.L_c.shape[1:]
     left, top, right, bottom = box or (0, 0, W, H)
     x, y = w / (right - left), h / (bottom - top)
-    seen = (max(0, round(left)), max(0, round(top)), min(W, round(right)), min(H, round(bottom)))
+    x1, y1 = min(W - 1, max(0, round(left))), min(H - 1, max(0, round(top)))
+    x2, y2 = min(W, max(x1 + 1, round(right))), min(H, max(y1 + 1, round(bottom)))
+    seen = (x1, y1, x2, y2)  # whole pixels, one at least
     # The part of the map that lies on the picture; an edge may be a rounding error outside of it.
-    within = (max(0, (seen[0] - left) * x), max(0, (seen[1] - top) * y),
-              min(w, (seen[2] - left) * x), min(h, (seen[3] - top) * y))
+    within = (max(0, (x1 - left) * x), max(0, (y1 - top) * y),
+              min(w, (x2 - left) * x), min(h, (y2 - top) * y))
     picture = image.convert("RGB")
     under = picture.crop(seen)
     L_c = Image.fromarray(explanation.L_c[0].numpy())  # enlarged first, and coloured then
@@ -1081,7 +1100,7 @@ def overlay(image: Image.Image, explanation: Explanation, style: Style,
         middle = mixed.width / 2, mixed.height / 10
         ImageDraw.Draw(mixed).text(middle, NO_EVIDENCE, "white", font, "mm",
                                    stroke_width=2, stroke_fill="black")
-    picture.paste(mixed, seen[:2])
+    picture.paste(mixed, (x1, y1))
     return picture
 
 
@@ -1093,7 +1112,7 @@ def table_row(picture: Picture, explanation: Explanation | None, classes: Sequen
         return row | {"predicted": said, "note": "" if said else SKIPPED + picture.note}
     probability, predicted = explanation.logits[0].softmax(0).max(0)
     notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
-    if explanation.negative is not None and explanation.negative.any():
+    if explanation.method in FOR_POSITIVE and explanation.negative.any():
         notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
                      f"{explanation.layer} have negative values")
     return row | {
@@ -1111,9 +1130,8 @@ def unguided(explanation: Explanation) -> str:
     if explanation.R is None or (explanation.relus and not explanation.unguided):
         return ""
     others = ", ".join(explanation.unguided) or "any activation but ReLU"
-    if not explanation.relus:
-        return f"guided backprop is not defined for {others}: the plain gradient is shown"
-    return f"guided backprop is not defined for {others}: guided at the ReLUs, plain there"
+    how = "guided at the ReLUs, plain there" if explanation.relus else "the plain gradient is shown"
+    return f"guided backprop is not defined for {others}: {how}"
 
 
 def titles(explanations: Sequence[Explanation]) -> dict[str, str]:
@@ -1259,8 +1277,10 @@ class Blocks(IterableDataset[tuple[int, list[Picture]]]):
         return itertools.islice(items_in(self.options.images, self.network.classes), limit)
 
     def __iter__(self) -> Iterator[tuple[int, list[Picture]]]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        first, step = 0, 1
+        if worker := get_worker_info():
+            first, step = worker.id, worker.num_workers
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for what started it
         items = self.items()
         blocks = enumerate(iter(lambda: [*itertools.islice(items, self.options.batch_size)], []))
         todo = (b for b in blocks if b[0] in self.wanted and b[0] not in self.done)
@@ -1364,15 +1384,16 @@ def explain_blocks(network: Network, options: Options, total: int) -> dict[int, 
     done = set(numbers_of(options.parts))
     blocks = Blocks(network, options, range(RANK, sys.maxsize, WORLD), done)
     workers = options.workers if total > 4 * options.batch_size else 0
-    loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=alone)
+    loader = DataLoader(blocks, batch_size=None, num_workers=workers)
     at_hand: dict[int, list[Result]] = {}
-    columns, left = 0, still_to_pick(options)
+    columns, left, last = 0, still_to_pick(options), max(done, default=-1)
     with progress(total, len(done), options) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
-        started = Barrier(WRITERS)  # all of them now: one that lacks memory is waited for for ever
-        for _ in range(WRITERS):
-            pool.submit(started.wait, 5)
-        for number, block in loader if left > 0 else ():
+        # All threads start now: one that lacks memory is waited for for ever.
+        pool.map(Barrier(WRITERS).wait, [5] * WRITERS)
+        for number, block in loader:
+            if left <= 0 and number > last:  # what was done before the last was picked before it
+                break
             results = explained(network, block, left, options)
             if columns < options.grid:
                 at_hand[number] = [result for result in results if result[1]]
@@ -1382,8 +1403,6 @@ def explain_blocks(network: Network, options: Options, total: int) -> dict[int, 
                 writing.popleft().result()
             bar.update(len(block))
             left -= sum(bool(explanations) for _, explanations, _ in results)
-            if not left:
-                break
         for each in writing:
             each.result()
     libc("malloc_trim", 0)  # what was kept, for the figure
@@ -1396,12 +1415,6 @@ def libc(name: str, *numbers: int) -> None:
     """A function that the GNU C library has; others do without."""
     with suppress(AttributeError, OSError, TypeError):
         getattr(ctypes.CDLL(None), name)(*numbers)
-
-
-def alone(_worker: int) -> None:
-    """A worker leaves Ctrl-C to the process that started it, and the cores to the network."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def progress(total: int, done: int, options: Options) -> Any:
@@ -1426,7 +1439,7 @@ def explained(network: Network, block: list[Picture], left: int, options: Option
     chosen = [picture for picture in block if picture.image is not None]
     said: dict[str, str] = {}
     if options.pick != "all":
-        names = halved(partial(predictions, network, options), chosen)
+        names = halved(partial(predictions, network), chosen)
         said = {p.name: name for p, name in zip(chosen, names, strict=True)}
         right = options.pick == "right"
         chosen = [p for p in chosen if p.label and (p.label == said[p.name]) == right][:left]
@@ -1469,24 +1482,23 @@ def explanations_of(network: Network, options: Options,
                     pictures: list[Picture]) -> list[list[Explanation]]:
     """Of each picture: target by target, and method by method."""
     guided = any(name.startswith("guided") for name in options.panels)
-    labels = [c for p in pictures if "label" in options.target
-              and (c := class_number(p.label, network.classes)) is not None]
+    labels = [numbered(network.classes)[p.label] for p in pictures if p.label]
     words = {"predicted": None, "label": labels}
     targets = [words.get(target, target) for target in options.target]
-    x, how = batch(network, options, pictures), (network.layer, options.method, options.pad)
+    x, how = tensor_of(network, pictures), (network.layer, options.method, options.pad)
     found = fetched(explain_each(network.net, x, targets, *how, guided))
     placed = (replace(each, L_c=blurred(each.L_c, options.blur)) for each in found)
     return [list(ones) for ones in zip(*placed, strict=True)]
 
 
-def predictions(network: Network, options: Options, pictures: list[Picture]) -> list[str]:
-    with torch.no_grad():
-        c = network.net(batch(network, options, pictures)).argmax(1).tolist()
-    return [network.classes[one] for one in c]
+def predictions(network: Network, pictures: list[Picture]) -> list[str]:
+    x = tensor_of(network, pictures)
+    y = explain(network.net, x, layer=network.layer, guided=False).logits
+    return [network.classes[c] for c in y.argmax(1).tolist()]
 
 
-def batch(network: Network, options: Options, pictures: Sequence[Picture]) -> Tensor:
-    return network.tensor([p.image for p in pictures if p.image]).to(options.device)
+def tensor_of(network: Network, pictures: Sequence[Picture]) -> Tensor:
+    return network.tensor([p.image for p in pictures if p.image])
 
 
 def finite(explanation: Explanation) -> bool:
@@ -1642,8 +1654,7 @@ def save_pictures(picture: Picture, explanations: Sequence[Explanation], options
 
 def enlarged(image: Image.Image) -> Image.Image:
     """By a whole number, until it is 224 pixels high."""
-    scale = math.ceil(224 / image.height)
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    return ImageOps.scale(image, math.ceil(224 / image.height), Image.Resampling.NEAREST)
 
 
 def save(path: Path, image: Image.Image, aside: Path) -> None:
@@ -1745,12 +1756,16 @@ def whole(path: Path, aside: Path) -> Iterator[Path]:
     part = aside / f"_{path.parent.name}_{path.name}"
     try:
         yield part
-        part.replace(path)
+        try:
+            part.replace(path)
+        except OSError:  # the folder is a link to another disk
+            shutil.move(part, path)
     finally:
         part.unlink(missing_ok=True)
         if not path.exists():
-            with suppress(OSError):  # there is more in it
-                path.parent.rmdir()
+            for folder in (path.parent, aside):
+                with suppress(OSError):  # there is more in it
+                    folder.rmdir()
 
 
 def interrupted(*_signal: Any) -> NoReturn:
@@ -1895,14 +1910,16 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None) -> Options:
         """Pictures may stand behind the classes of --target."""
         options = self.parse_args(argv)
-        files = [word for word in options.target if exists(word) and Path(word).is_file()]
+        files = [word for word in options.target if exists(word) and Path(word).is_file()
+                 and Path(word).suffix.lower() in SUFFIXES]
         options.target = [word for word in options.target if word not in files] or ["predicted"]
         options.images += map(existing, files)
         for name in ("target", "method", "panels"):
             setattr(options, name, list(dict.fromkeys(getattr(options, name))))
         if options.layers and options.model != "course" and ".py:" not in options.model:
             options.weights = options.weights or "none"  # no download for a table
-        options.images = options.images or [existing(str(HERE / "data"))]
+        if not (options.images or options.layers):
+            options.images = [existing(str(HERE / "data"))]
         options.style = Style(options.panels, options.colormap, options.opacity)
         written = [options.out.resolve() / name for name in ("raw", "gradcam")]
         for source in map(Path, options.images):

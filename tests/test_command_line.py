@@ -1,5 +1,6 @@
 """Bad input gets one line that helps, exit code 2, and nothing is written."""
 
+import csv
 import json
 import re
 import subprocess
@@ -214,6 +215,21 @@ def test_reading_from_where_it_writes_is_refused(tmp_path, capsys):
 def test_files_alone_behind_a_list_leave_its_default(tmp_path, digits):
     digits[5].image.save(tmp_path / "five.png")
     assert main(["--target", str(tmp_path / "five.png"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_class_is_no_file_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "3").write_text("notes")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--target", "3", "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "SID_a4.csv").open() as file:
+        assert [row["target"] for row in csv.DictReader(file)] == ["3"] * 8
+
+
+def test_a_table_of_layers_needs_no_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(SID_a4, "HERE", tmp_path)
+    words = ["--model", "squeezenet1_1", "--layers", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "classifier.1 (Conv2d)" in capsys.readouterr().out
 
 
 def test_cores_that_there_are_not_do_not_decode(monkeypatch):

@@ -6,12 +6,14 @@ import warnings
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import SID_a4
 from SID_a4 import Complaint, CourseCNN, explain, explain_each, find_layer, place
@@ -97,6 +99,8 @@ RELUS = {
     "fmax": lambda x: torch.fmax(x, torch.zeros_like(x)),
     "threshold": nn.Threshold(0.0, 0.0),
     "leaky of 0": nn.LeakyReLU(0.0),
+    "in place on rows": lambda x: F.relu(x.flatten(1), inplace=True).view(x.shape),
+    "in place on a view": lambda x: x.view_as(x).relu_(),
 }
 
 
@@ -244,14 +248,128 @@ def test_maps_are_those_of_the_layer_although_an_in_place_operation_follows(inpl
     assert not torch.allclose(expected, grad_cam_oracle(lambda A: fc(A.flatten(1)), A, [1, 1]))
 
 
-def test_a_relu_written_into_a_part_of_a_tensor_is_not_called_guided():
+@pytest.mark.parametrize("B", [1, 3])
+def test_a_relu_written_into_a_part_of_a_tensor(B):
     def first_four(x):
         x = x * 1.0
         x[:, :4].relu_()  # into x, which goes on
         return x
 
-    found = explain(Net(first_four).double().eval(), torch.randn(2, 2, 8, 8).double(), 1)
-    assert found.unguided == ("relu in a part of a tensor",)
+    net, x = Net(first_four).double().eval(), torch.randn(B, 2, 8, 8).double()
+    found = explain(net, x, 1, layer="conv2")
+    torch.testing.assert_close(found.logits, net(x), rtol=1e-12, atol=1e-14)
+    guided = GuidedReLU.apply
+    net.relu = lambda x: torch.cat([guided(x[:, :4]), x[:, 4:]], 1)
+    fed = x.clone().requires_grad_()
+    (R,) = torch.autograd.grad(net(fed)[:, 1].sum(), fed)
+    torch.testing.assert_close(found.R, R, rtol=1e-12, atol=1e-14)
+    assert (found.relus, found.unguided) == (3, ())
+
+
+def test_a_relu_that_is_a_function_of_autograd_is_not_called_guided():
+    """Its own way back is not PyTorch's, and what happens in it is hidden."""
+    x, c = torch.randn(3, 2, 8, 8).double(), [1, 4, 0]
+    found = explain(Net(GuidedReLU.apply).double().eval(), x, c)
+    assert found.unguided == ("clamp in an autograd.Function",)
+
+
+class Identical(nn.Module):
+    """Its layer hands on the tensor that it was given, which is overwritten afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.same, self.fc = nn.Conv2d(1, 2, 3), nn.Identity(), nn.Linear(2, 2)
+
+    def forward(self, x):
+        a = self.conv(x)
+        b = self.same(a)
+        a.add_(9)
+        return self.fc(b.mean((2, 3)))
+
+
+def test_maps_of_a_layer_that_changes_nothing_are_not_overwritten():
+    net, x = Identical(), torch.randn(2, 1, 6, 6)
+    with torch.no_grad():
+        A = net.conv(x)
+    found = explain(net, x, 1, layer="same", guided=False)
+    expected = F.relu((found.alpha[:, :, None, None] * A).sum(1))
+    torch.testing.assert_close(found.cells, expected)
+
+
+class Hooked(nn.Module):
+    """As many tutorials write it: the network itself keeps the gradients of its maps."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.keep, self.fc = keep, nn.Linear(4 * 8 * 8, 3)
+
+    def forward(self, x):
+        x = self.features(x)
+        self.keep(x)
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize(
+    "keep", [lambda A: A.register_hook(lambda g: None), torch.Tensor.retain_grad]
+)
+def test_networks_that_hook_their_own_maps(keep, guided):
+    net, x = Hooked(keep).eval(), torch.randn(2, 1, 12, 12)
+    found = explain(net, x, 1, guided=guided)
+    assert found.layer == "features"
+    net.keep = lambda A: None
+    torch.testing.assert_close(found.cells, explain(net, x, 1, guided=guided).cells)
+
+
+class Checkpointed(nn.Module):
+    """What is computed a second time, on the way back, must come out as it did the first time."""
+
+    def __init__(self, checkpoint):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.checkpoint, self.fc = checkpoint, nn.Linear(4 * 64, 3)
+
+    def block(self, x, conv, bn):
+        x = F.relu(bn(conv(x)))
+        return x.view(len(x), -1).view(x.shape)
+
+    def forward(self, x):
+        x = self.checkpoint(self.block, x, self.conv1, self.bn1)
+        x = self.checkpoint(self.block, x, self.conv2, self.bn2)
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("targets", [[0], [0, 2]])
+def test_networks_that_compute_anew_on_the_way_back(targets):
+    """For a batch batch-norm is written in another way, which is not known on the way back."""
+    plain = Checkpointed(lambda block, *given: block(*given)).double()
+    twin, x = copy.deepcopy(plain), torch.randn(2, 2, 8, 8).double()
+    twin.checkpoint = partial(checkpoint, use_reentrant=False)
+    known = explain_each(plain, x[:1], targets)
+    for found, each in zip(explain_each(twin, x[:1], targets), known, strict=True):
+        for name in ("logits", "cells", "R"):
+            torch.testing.assert_close(getattr(found, name), getattr(each, name))
+        assert (found.relus, found.unguided, found.stride) == (2, (), each.stride)
+    with pytest.raises(Complaint, match="switch off no_grad and checkpoints within the network"):
+        explain_each(twin, x, targets)
+
+
+class Frozen(Net):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.conv1(x)
+        return self.fc2(self.relu(self.fc1(F.max_pool2d(self.conv2(x), 2).flatten(1))))
+
+
+def test_networks_without_a_graph_within_are_told_how_to_have_one():
+    net, x = Frozen(nn.ReLU()), torch.randn(2, 2, 8, 8)
+    assert explain(net, x, layer="conv2", guided=False).cells.shape == (2, 8, 8)
+    with pytest.raises(Complaint, match=r"^the pixels do not lead .*; explain without guided maps"):
+        explain(net, x, layer="conv2")
+    with pytest.raises(Complaint, match=r"^layer conv1 does not lead .* switch off no_grad"):
+        explain(net, x, layer="conv1", guided=False)
 
 
 class Rows(CourseCNN):
@@ -383,6 +501,7 @@ class Trunk(nn.Module):
         ((2, 2), lambda x, w: F.conv2d(x, w, None, 2)),
         ((2, 3), lambda x, w: F.conv2d(x, w, stride=(2, 3))),
         ((3, 3), lambda x, w: F.max_pool2d(x, 3)),
+        ((3, 3), lambda x, w: F.max_pool2d(x, np.int64(3))),
         ((1, 1), lambda x, w: F.max_pool2d(x, 3, 1)),
         ((4, 2), lambda x, w: F.avg_pool2d(x, kernel_size=(4, 2))),
         ((2, 2), lambda x, w: torch.max_pool2d(x, 2)),
@@ -628,6 +747,8 @@ def test_a_map_without_positive_evidence_is_zero_and_finite():
         (True, "class True was given"),
         ([3], "targets of shape (1,) were given for 2 pictures"),
         ([[3], [4]], "targets of shape (2, 1) were given for 2 pictures"),
+        ("cat", "target 'cat' is no class"),
+        ([None, 3], "target [None, 3] is no class"),
     ],
 )
 def test_targets_that_fit_no_class_or_picture(target, words):
@@ -1014,3 +1135,59 @@ def test_what_is_no_logits_is_refused():
 
     with pytest.raises(Complaint, match="the network gives tuple; give one that returns logits"):
         explain(Two(), torch.rand(1, 1, 28, 28))
+
+
+def test_a_network_that_makes_more_pictures_of_one_is_refused():
+    class Halves(CourseCNN):
+        def forward(self, x):
+            return super().forward(torch.cat([x, x]))[: len(x)]
+
+    with pytest.raises(Complaint, match=r"layer conv2 gives \(2, 10, 8, 8\); name a convolution"):
+        explain(Halves(), torch.rand(1, 1, 28, 28), layer="conv2")
+
+
+def test_scripted_networks_are_refused():
+    with warnings.catch_warnings(action="ignore"):
+        scripted = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Flatten()))
+    for net in (nn.Sequential(nn.Conv2d(1, 2, 3), scripted), scripted):
+        with pytest.raises(Complaint, match=r"is scripted.* give the module it was made from"):
+            explain(net, torch.rand(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("activation", "relus", "unguided"),
+    [
+        (nn.LogSigmoid(), 0, ("log_sigmoid",)),
+        (nn.LSTM(4, 4), 0, ("lstm",)),
+        (nn.GRU(4, 4), 0, ("gru",)),
+        (nn.RNN(4, 4), 0, ("rnn_tanh",)),
+        (nn.RNN(4, 4, nonlinearity="relu"), 0, ("rnn_relu",)),
+        (nn.GLU(), 0, ("glu",)),
+        (lambda x: x + torch.arange(4).clamp(min=0), 0, ()),  # of whole numbers: no activation
+    ],
+)
+def test_activations_that_are_no_relus_are_named(activation, relus, unguided):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.activation = nn.Conv2d(1, 4, 3), activation
+
+        def forward(self, x):
+            found = self.activation(self.conv(x).mean(3).transpose(1, 2))
+            return (found[0] if isinstance(found, tuple) else found).sum(1)
+
+    found = explain(Rows(), torch.rand(2, 1, 8, 8))
+    assert (found.relus, found.unguided) == (relus, unguided)
+
+
+def test_a_softmax_that_is_changed_afterwards_is_no_softmax():
+    """It was once taken for the logits before it, where a class is first that it leaves out."""
+
+    class Masked(CourseCNN):
+        def forward(self, x):
+            p = F.softmax(super().forward(x), 1)
+            p[:, 3] = 0  # PyTorch knows no way back through this
+            return p
+
+    with pytest.raises(Complaint, match="modified by an inplace operation"):
+        explain(Masked(), torch.rand(4, 1, 28, 28))

@@ -1,13 +1,16 @@
 """What a run writes, leaves out and leaves behind."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -369,6 +372,62 @@ def test_full_size_overlays_undo_resize_and_padding(go, tmp_path, digits):
     y28, x28 = (n / 8 for n in np.unravel_index(square.argmax(), square.shape))
     assert abs(x / 300 * 28 - x28) < 1
     assert abs((y / 140 - 0.5) * 13 - (y28 - 14)) < 1
+
+
+@pytest.mark.parametrize("size", [(1, 28), (28, 1), (1, 200), (300, 1), (3, 500)])
+def test_full_size_overlays_of_thin_pictures(go, tmp_path, size):
+    """Of a line a cut from the middle is no whole pixel wide: one is shown all the same."""
+    Image.new("L", size, 200).save(tmp_path / "thin.png")
+    (tmp_path / "own.py").write_text(OWN)
+    for model in ("course", f"{tmp_path / 'own.py'}:Net"):
+        assert go(tmp_path / "thin.png", "--model", model, "--full-size")[0] == 0
+        with Image.open(tmp_path / "out" / "gradcam" / "thin.png") as full:
+            assert full.size == size
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 2))
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+            if len(layer.state_dict()) == 2 and x.ndim == 4:
+                x.register_hook(lambda gradient: None)  # as many tutorials write it
+        return x
+"""
+
+
+def test_picking_from_a_network_that_hooks_its_own_maps(go, tmp_path, labelled):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "names.txt").write_text("0\n1\n")
+    words = ("--model", f"{tmp_path / 'own.py'}:Net", "--classes", tmp_path / "names.txt")
+    two, picked = tmp_path / "two", []
+    for name in ("0", "1"):
+        shutil.copytree(labelled / name, two / name)
+    for pick in ("right", "wrong"):
+        code, _, err = go(two, *words, "--pick", pick)
+        assert code == 0 or f"no picture is {pick} (of 2 with a label)" in err
+        picked += table_in(tmp_path / "out") if code == 0 else []
+    assert sorted(row["label"] for row in picked) == ["0", "1"]
+
+
+def test_a_result_folder_on_another_disk(go, tmp_path, monkeypatch):
+    move = Path.replace
+
+    def replace(path, target):
+        if Path(target).parent.name in ("raw", "gradcam"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        move(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert go()[0] == 0
+    assert len(files_in(tmp_path / "out" / "gradcam")) == 8
+    assert not [name for name in files_in(tmp_path / "out") if name.startswith((".", "_"))]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return logits.detach().argmax(1)",
         "return logits.detach().argmin(1)",
     ),
-    "y_c after softmax": ("logits = getattr(output, LOGITS, output)", "logits = output"),
+    "y_c after softmax": ('get(getattr(output, "_version", None), output)', "get(None, output)"),
     "targets in the wrong order": ("[0].unbind()", "[0].flip(0).unbind()"),
     "batch norm: not shifted": ("return torch.addcmul(shift, x, scale)", "return x * scale"),
     "batch norm: no epsilon": ("torch.rsqrt(var + eps)", "torch.rsqrt(var)"),

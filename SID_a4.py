@@ -59,6 +59,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cache, lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
@@ -70,6 +71,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -417,16 +419,31 @@ def items_in(sources: Iterable[str | Path], classes: tuple[str, ...]) -> Iterato
             yield file_name(name, taken), label, load
 
 
-def decoded(item: Item, network: Network, invert: bool, keep: bool) -> Picture:
-    name, label, load = item
-    picture = Picture(name, None, label)
+def decoded(item: Item, network: Network, invert: bool, keep: bool,
+            labelled: bool = False) -> Picture:
+    """As the network sees it, its label one of the network's classes; or why it can't be seen."""
+    name, given, load = item
+    c = class_number(given, network.classes)
+    label, notes = "" if c is None else network.classes[c], []
     try:
-        picture = fitted(picture, load(), network, invert)
-        return picture if keep else replace(picture, whole=None)
+        whole = load()
+        if labelled and c is None:
+            refuse(f"{name} has no label for --target label; put it into a folder that is named "
+                   "after its class")
+        image = in_mode(whole, "L" if len(network.mean) == 1 else "RGB")
+        image = ImageOps.invert(image) if invert else image
+        border = border_of(image)
+        if border > 127 and network.cover is None and not invert:
+            notes.append("bright border: if this is dark ink on white paper, add --invert")
+        if given and c is None:
+            notes.append(f"label {one_line(given):.20} is no class of the network")
+        image, box = framed(image, network, border)
     except Complaint as problem:
-        return replace(picture, note=one_line(problem))
+        return Picture(name, None, label, one_line(problem))
     except MemoryError:
-        return replace(picture, note=f"{name} is too large for this machine; give a smaller one")
+        words = f"{name} is too large for this machine; give a smaller one"
+        return Picture(name, None, label, words)
+    return Picture(name, image, label, "; ".join(notes), whole if keep else None, box)
 
 
 def found_in(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
@@ -559,21 +576,6 @@ def data_set(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Item]:
     names = classes if len(classes) == len(data.classes) else data.classes  # numbered as they are
     for i, label in enumerate(data.targets):
         yield f"{kind}_{i}", names[label], partial(lambda i: data[i][0], i)
-
-
-def fitted(picture: Picture, whole: Image.Image, network: Network, invert: bool) -> Picture:
-    """As the network sees it, its label one of the network's classes."""
-    image, notes = in_mode(whole, "L" if len(network.mean) == 1 else "RGB"), []
-    image = ImageOps.invert(image) if invert else image
-    border = border_of(image)
-    if border > 127 and network.cover is None and not invert:
-        notes.append("bright border: if this is dark ink on white paper, add --invert")
-    c = class_number(picture.label, network.classes)
-    if picture.label and c is None:
-        notes.append(f"label {one_line(picture.label):.20} is no class of the network")
-    image, box = framed(image, network, border)
-    label = "" if c is None else network.classes[c]
-    return Picture(picture.name, image, label, "; ".join(notes), whole, box)
 
 
 def border_of(image: Image.Image) -> int:
@@ -1250,8 +1252,8 @@ def draw_margins(axes: Axes, name: str, names: list[str], style: Style,
 # explained, and written: last of all its part of the table, 7.csv in a folder named after the
 # settings. A part that is there says that its block is done. So --resume does the blocks that have
 # none, the ranks of torchrun share them out by number, and the table is the parts in their order.
-# Ranks meet in that folder alone: once torchrun had to start one of them again, a process group
-# could not be built, as its store still has the addresses of the dead.
+# Ranks begin and end together, through torchrun's store. A process group could not be built once
+# torchrun had to start one of them again, as that store still has the addresses of the dead.
 
 RANK, LOCAL_RANK, WORLD = (
     int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else single
@@ -1259,6 +1261,7 @@ RANK, LOCAL_RANK, WORLD = (
 )
 FREE = ("device", "grid", "out", "quiet", "resume", "workers")  # settings that change no part
 WRITERS = 2  # threads
+PATIENCE = 60 if WORLD > 1 else 0  # seconds, in which a shared folder must show what is in it
 Options = argparse.Namespace  # of the command line
 Result = tuple[Picture, list[Explanation], list[Row]]  # no explanation: unreadable, or not picked
 
@@ -1277,6 +1280,7 @@ class Blocks(IterableDataset[tuple[int, list[Picture]]]):
         return itertools.islice(items_in(self.options.images, self.network.classes), limit)
 
     def __iter__(self) -> Iterator[tuple[int, list[Picture]]]:
+        how = self.options.invert, self.options.full_size, "label" in self.options.target
         first, step = 0, 1
         if worker := get_worker_info():
             first, step = worker.id, worker.num_workers
@@ -1285,23 +1289,14 @@ class Blocks(IterableDataset[tuple[int, list[Picture]]]):
         blocks = enumerate(iter(lambda: [*itertools.islice(items, self.options.batch_size)], []))
         todo = (b for b in blocks if b[0] in self.wanted and b[0] not in self.done)
         for number, block in itertools.islice(todo, first, None, step):
-            yield number, [self.picture(item) for item in block]
-
-    def picture(self, item: Item) -> Picture:
-        picture = decoded(item, self.network, self.options.invert, self.options.full_size)
-        if "label" not in self.options.target or picture.label or picture.image is None:
-            return picture
-        return replace(picture, image=None, note=f"{picture.name} has no label for --target label; "
-                       "put it into a folder that is named after its class")
+            yield number, [decoded(item, self.network, *how) for item in block]
 
 
 @dataclass
 class Tally:
     """What the account needs to know of the rows that went by."""
 
-    pictures: int = 0
     explained: int = 0
-    columns: int = 0  # of the figure, if it showed all
     skipped: list[str] = field(default_factory=list)
     shown: dict[str, int] = field(default_factory=dict)  # pictures of the figure, and their blocks
     notes: Counter[str] = field(default_factory=Counter)
@@ -1311,7 +1306,6 @@ class Tally:
     def add(self, rows: list[Row], block: int, grid: int) -> None:
         """The rows of one picture."""
         label, predicted = rows[0]["label"], rows[0]["predicted"]
-        self.pictures += 1
         if label and predicted:
             self.seen[label] += 1
             self.right[label] += label == predicted
@@ -1319,8 +1313,7 @@ class Tally:
             self.skipped.append(rows[0]["note"])
         elif rows[0]["target"]:
             self.explained += 1
-            self.columns += len(rows)
-            if self.columns <= grid or not self.shown:  # whole pictures; one at least
+            if self.explained * len(rows) <= grid or not self.shown:  # one picture at least
                 self.shown[rows[0]["image"]] = block
             for row in rows:
                 self.notes.update(filter(None, row["note"].split("; ")))
@@ -1345,10 +1338,14 @@ def run(options: Options) -> int:
     if not options.resume and WORLD == 1:  # what was begun before is forgotten
         for begun in options.out.glob(".*.parts"):
             shutil.rmtree(begun)
+    if len(heard_of_all("pictures", mark)) > 1:
+        raise Complaint("the processes don't see the same pictures, settings and weights; run them "
+                        "again when nothing changes any more")
     at_hand = explain_blocks(network, options, total)
+    heard_of_all("end")
     if RANK:
         return 0
-    if len(numbers_of(options.parts)) * options.batch_size < total and still_to_pick(options):
+    if not complete(options, total):
         raise Complaint(f"{options.parts} is no longer complete, as when another run writes into "
                         "the same folder; add --resume, and give each run an --out of its own")
     tally = merged(options, total)
@@ -1406,9 +1403,26 @@ def explain_blocks(network: Network, options: Options, total: int) -> dict[int, 
         for each in writing:
             each.result()
     libc("malloc_trim", 0)  # what was kept, for the figure
-    while WORLD > 1 and RANK == 0 and len(numbers_of(options.parts)) * options.batch_size < total:
-        time.sleep(0.1)  # for the other ranks; if one can't go on, torchrun ends this one too
     return at_hand
+
+
+def heard_of_all(about: str, word: str = "") -> set[bytes]:
+    """What each rank says, once all have; if one can't, torchrun ends them all."""
+    if WORLD == 1:
+        return {word.encode()}
+    store, *_ = next(rendezvous("env://", timeout=timedelta(days=365)))
+    store.set(f"{about} {RANK}", word)
+    return {store.get(f"{about} {rank}") for rank in range(WORLD)}
+
+
+def complete(options: Options, total: int) -> bool:
+    """Whether every block that is needed has its part."""
+    blocks, end = -(-total // options.batch_size), time.monotonic() + PATIENCE
+    while len(numbers_of(options.parts)) < blocks and still_to_pick(options) > 0:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def libc(name: str, *numbers: int) -> None:
@@ -1584,9 +1598,10 @@ def merged(options: Options, total: int) -> Tally:
         if not tally.explained:
             shutil.rmtree(parts, ignore_errors=True)
             raise nothing_explained(tally, options.pick)
-    if tally.pictures != total and options.pick == "all":
+    found = tally.explained + len(tally.skipped)
+    if found != total and options.pick == "all":
         tally.skipped.append(f"the pictures changed while they were read: {total} were listed, "
-                             f"{tally.pictures} are in the table; run it again")
+                             f"{found} are in the table; run it again")
     if options.save_maps:  # those of an earlier run with more pictures go
         for file in (options.out / "maps").glob("[0-9]*.npz"):
             if file.stem.isdecimal() and not (parts / f"{int(file.stem)}.csv").exists():
@@ -1667,13 +1682,14 @@ def account(network: Network, options: Options, tally: Tally, first: Explanation
     """What was done, in a few lines for a person."""
     size = " x ".join(str(n) for n in first.cells.shape[1:])
     skipped = f", {len(tally.skipped)} skipped" if tally.skipped else ""
-    shown = min(options.grid, len(tally.shown) * tally.columns // tally.explained)
-    figure = f"; the figure shows the first {shown}" if tally.columns > shown else ""
-    figure += f" of {tally.columns} columns" if figure and tally.columns > tally.explained else ""
+    each = len(options.target) * len(options.method)  # columns of the figure for a picture
+    columns, shown = tally.explained * each, min(options.grid, len(tally.shown) * each)
+    figure = f"; the figure shows the first {shown}" if columns > shown else ""
+    figure += f" of {columns} columns" if figure and each > 1 else ""
     seen, right = tally.seen.total(), tally.right.total()
     accuracy = f"accuracy  {right} of {seen} with a label are right ({right / max(seen, 1):.1%})"
     counts = (f"{name} {tally.right[name]}/{n}" for name, n in sorted(tally.seen.items()))
-    each = ", ".join(words.replace(" ", "\N{NO-BREAK SPACE}") for words in counts)
+    classes = ", ".join(words.replace(" ", "\N{NO-BREAK SPACE}") for words in counts)
     beside = ["gradcam/", "raw/"] if options.overlays == "all" else []
     beside += ["maps/"] if options.save_maps else []
     folders = f"; {' and '.join(beside)} beside them" if beside else ""
@@ -1683,7 +1699,7 @@ def account(network: Network, options: Options, tally: Tally, first: Explanation
         f"pad       {pad_words(first, options.pad)}",
         f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}{figure}",
         *([accuracy] if seen else []),
-        *(f"          {line}" for line in textwrap.wrap(each, 80)),
+        *(f"          {line}" for line in textwrap.wrap(classes, 80)),
         *(f"note      {words} ({n})" for words, n in tally.notes.items()),
         f"written   {one_line(options.out / STEM)}.png and .csv{folders}",
     ]).replace("\N{NO-BREAK SPACE}", " ")

@@ -319,6 +319,57 @@ def test_an_error_in_one_rank_ends_all_with_its_one_line(many, tmp_path):
     assert said == ["SID_a4.py: error: stopped: the sixth call fails; mend that, then --resume"]
 
 
+RANKS = """
+import itertools, os, sys, time
+import SID_a4
+
+items, looks, SID_a4.PATIENCE = SID_a4.items_in, itertools.count(1), 1
+
+def items_in(*given):
+    found = items(*given)
+    return itertools.islice(found, 100) if next(looks) >= %d and SID_a4.RANK == 1 else found
+
+def explain_blocks(*given, explain_blocks=SID_a4.explain_blocks):
+    time.sleep(2 * SID_a4.RANK)
+    return explain_blocks(*given)
+
+SID_a4.items_in, SID_a4.explain_blocks = items_in, explain_blocks
+sys.exit(SID_a4.main())
+"""
+
+
+@posix
+@pytest.mark.parametrize(
+    ("look", "words"),
+    [(1, "the processes don't see the same pictures"), (2, "is no longer complete")],
+)
+def test_ranks_that_see_other_pictures_do_not_wait_for_ever(many, tmp_path, look, words):
+    (tmp_path / "ranks.py").write_text(RANKS % look)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    command = [*TORCHRUN, str(tmp_path / "ranks.py"), *arguments(many, tmp_path / "out")]
+    command += ["--overlays", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode != 0
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("SID_a4.py: "))
+    assert words in said
+
+
+@posix
+def test_a_rank_that_is_late_does_nothing_twice(many, at_once, tmp_path, monkeypatch):
+    """All blocks are done, but there is no table yet: the first process has nothing to wait for."""
+    torch.set_num_threads(1)
+    words = [*arguments(many, out := tmp_path / "out"), "--overlays", "none"]
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(SID_a4, "merged", lambda *a: (_ for _ in ()).throw(Stop))
+        main(words)
+    (tmp_path / "ranks.py").write_text(RANKS % 99)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    command = [*TORCHRUN, str(tmp_path / "ranks.py"), *words]
+    subprocess.run(command, capture_output=True, env=environment, timeout=60, check=True)
+    assert (out / "SID_a4.csv").read_bytes() == at_once["SID_a4.csv"]
+    assert not list(out.glob(".*"))
+
+
 @posix
 def test_a_mistake_is_said_once_by_all_ranks_together(tmp_path):
     done = command("/nowhere", tmp_path, launcher=TORCHRUN, timeout=120)
@@ -402,21 +453,23 @@ def test_many_pictures_need_no_more_memory_than_few(many, tmp_path):
 def test_a_bar_for_a_person_and_for_nobody_else(many, tmp_path, monkeypatch, capsys):
     """Of runs that take longer than two seconds, on a terminal and elsewhere."""
     explained = SID_a4.explained
-    monkeypatch.setattr(SID_a4, "explained", lambda *a: time.sleep(0.12) or explained(*a))
-    assert main(arguments(many, tmp_path)) == 0
+    monkeypatch.setattr(SID_a4, "explained", lambda *a: time.sleep(0.75) or explained(*a))
+    words = [*arguments(many, tmp_path), "--limit", "24"]
+    assert main(words) == 0
     assert capsys.readouterr().err == ""
     code = (
         "import SID_a4, sys, time\n"
         "explained = SID_a4.explained\n"
-        "SID_a4.explained = lambda *a: time.sleep(0.12) or explained(*a)\n"
+        "SID_a4.explained = lambda *a: time.sleep(0.75) or explained(*a)\n"
         "for quiet in ([], ['--quiet']):\n"
-        f"    SID_a4.main({arguments(many, tmp_path)!r} + quiet)\n"
+        f"    SID_a4.main({words!r} + quiet)\n"
         "    sys.stderr.write('|')\n"
     )
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
-    words = [sys.executable, "-c", code]
-    process = subprocess.Popen(words, cwd=HERE, stdout=subprocess.DEVNULL, stderr=theirs)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=HERE, stdout=subprocess.DEVNULL, stderr=theirs
+    )
     os.close(theirs)
     said = b""
     with suppress(OSError):  # so Linux ends a terminal
@@ -424,5 +477,5 @@ def test_a_bar_for_a_person_and_for_nobody_else(many, tmp_path, monkeypatch, cap
             said += read
     assert process.wait() == 0
     bar, quiet, _ = said.decode().rsplit("|", 2)
-    assert re.search(r"\d+/180 \[00:0\d<00:0\d, +\d+\.\d+ pictures/s\]", bar)
+    assert re.search(r"\d+/24 \[00:0\d<00:0\d, +\d+\.\d+ pictures/s\]", bar)
     assert quiet == ""

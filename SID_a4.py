@@ -658,7 +658,7 @@ class Explanation:
     L_c: Tensor  # (B, H, W) the same where it lies in the picture
     R: Tensor | None  # (B, C, H, W) guided backpropagation
     guided_cam: Tensor | None  # (B, C, H, W) R * L_c
-    negative: Tensor  # (B,) has A negative values, which methods FOR_POSITIVE maps rule out?
+    negative: Tensor | None  # (B,) has A negative values? Asked for methods that assume it has none
     relus: int  # calls of a ReLU, which guided backpropagation is defined for
     unguided: tuple[str, ...]  # other activations, which the plain gradient passes
 
@@ -696,17 +696,9 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
         # Neither is nearer to float64: of ResNet-50's R, 0.00056 and 0.00064 of the norm away.
         order = torch.channels_last if len(x) > 1 else torch.preserve_format
         x = x.detach().clone(memory_format=order).requires_grad_()
-        fed = x.clone()  # because a network may overwrite its input
-        hook = submodule(net, layer).register_forward_hook((watch := Watch(fed)).keep_maps)
-        with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
-            output = net(fed)
-        # (B, C), before a last softmax, if that is what comes out unchanged
-        logits = getattr(output, LOGITS, {}).get(getattr(output, "_version", None), output)
-        logits = checked(logits, x, 2, "the network", "give one that returns logits (B, classes)")
-        how = "name a convolution, or a block that gives maps"
-        A = checked(watch.A, x, 4, f"layer {layer}", how)
+        watch, logits, A = watched(net, x, layer, guided)
         stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
-        negative = maps.amin((1, 2, 3)) < 0  # (B,)
+        negative = maps.amin((1, 2, 3)) < 0 if FOR_POSITIVE & {*methods} else None  # (B,)
         c = torch.stack([as_target(target, logits) for target in targets])  # (T, B)
         # One gradient for the whole batch: no picture's logit depends on another picture.
         dyc_dy = logits.new_zeros(len(c), *logits.shape).scatter_(2, c[..., None], 1)  # (T, B, C)
@@ -720,9 +712,22 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
                 pads, L_c = place(cells, x.shape[2:], stride, pad)
                 guided_cam = None if R is None else R * L_c[:, None]  # (B, C, H, W)
                 found.append(Explanation(logits.detach(), c[t], layer, method, stride, pads, alpha,
-                                         cells, L_c, R, guided_cam, negative, watch.relus,
-                                         tuple(watch.unguided)))
+                                         cells, L_c, R, guided_cam,
+                                         negative if method in FOR_POSITIVE else None,
+                                         watch.relus, tuple(watch.unguided)))
     return found
+
+
+def watched(net: nn.Module, x: Tensor, layer: str, guided: bool) -> tuple[Watch, Tensor, Tensor]:
+    """The forward pass: who saw it, the logits (B, C) before a last softmax, and A (B, K, u, v)."""
+    fed = x.clone()  # because a network may overwrite its input
+    hook = submodule(net, layer).register_forward_hook((watch := Watch(fed)).keep_maps)
+    with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
+        output = net(fed)
+    y = getattr(output, LOGITS, {}).get(getattr(output, "_version", None), output)
+    logits = checked(y, x, 2, "the network", "give one that returns logits (B, classes)")
+    how = "name a convolution, or a block that gives maps"
+    return watch, logits, checked(watch.A, x, 4, f"layer {layer}", how)
 
 
 def head_gradients(logits: Tensor, A: Tensor, dyc_dy: Tensor) -> Sequence[Tensor]:
@@ -833,10 +838,11 @@ class Watch(TorchFunctionMode):
         self.guiding = [False]
 
     def keep_maps(self, _module: nn.Module, args: Any, output: Any) -> Any:
+        self.A = output
         if not isinstance(output, Tensor):
             return output
-        # A layer may hand on what it was given, which somebody else may overwrite.
-        self.A = output = output.clone() if any(output is given for given in args) else output
+        if any(output is given for given in args):  # which others have, and may overwrite
+            self.A = output = output.clone()
         if not output.requires_grad:
             output.requires_grad_()
             torch.set_grad_enabled(True)  # until the forward pass ends
@@ -853,7 +859,7 @@ class Watch(TorchFunctionMode):
             func = batch_norm
         relu = is_relu(name, args, kwargs)
         part = args[0] if relu and args and args[0]._is_view() else None
-        if part is not None:  # written in place the whole would hide the ReLU's own gradient
+        if part is not None:  # in place, the gradient of the whole would hide the ReLU's own
             args = (part.clone(), *args[1:])
         out = func(*args, **kwargs)
         for tensor in tensors_in([out]):
@@ -869,6 +875,7 @@ class Watch(TorchFunctionMode):
         elif name in NO_RELU:
             self.unguided[name] = None
         if name.endswith("softmax"):
+            # Where it is changed later, it is not what comes out.
             setattr(out, LOGITS, {out._version: argument(args, kwargs, 0, "input")})
         return part.copy_(out) if part is not None and out is args[0] else out
 
@@ -963,7 +970,7 @@ def as_target(target: Target, logits: Tensor) -> Tensor:
     B, C = logits.shape
     if target is None:
         return logits.detach().argmax(1)
-    with complaining(f"target {target!r} is no class", "give its number, or one for each picture"):
+    with complaining(lambda _: f"target {target} is no class", "give one number, or one a picture"):
         c = torch.as_tensor(target)
     c = c.expand(B) if c.ndim == 0 else c
     if c.shape != (B,):
@@ -1114,7 +1121,7 @@ def table_row(picture: Picture, explanation: Explanation | None, classes: Sequen
         return row | {"predicted": said, "note": "" if said else SKIPPED + picture.note}
     probability, predicted = explanation.logits[0].softmax(0).max(0)
     notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
-    if explanation.method in FOR_POSITIVE and explanation.negative.any():
+    if explanation.negative is not None and explanation.negative.any():
         notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
                      f"{explanation.layer} have negative values")
     return row | {

@@ -747,7 +747,7 @@ def test_a_map_without_positive_evidence_is_zero_and_finite():
         (True, "class True was given"),
         ([3], "targets of shape (1,) were given for 2 pictures"),
         ([[3], [4]], "targets of shape (2, 1) were given for 2 pictures"),
-        ("cat", "target 'cat' is no class"),
+        ("cat", "target cat is no class; give one number, or one a picture"),
         ([None, 3], "target [None, 3] is no class"),
     ],
 )

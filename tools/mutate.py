@@ -60,6 +60,14 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return True",
     ),
     "A overwritten by what follows": ("return output.clone()  # which", "return output  # which"),
+    "A overwritten where it was handed on": (
+        "if any(output is given for given in args)",
+        "if False",
+    ),
+    "ReLU in a view: clamped as the whole": (
+        "args[0] if relu and args and args[0]._is_view()",
+        "None if True",
+    ),
     "gradient twice as large": (
         "scatter_(2, c[..., None], 1)",
         "scatter_(2, c[..., None], 2)",

@@ -992,12 +992,7 @@ def find_layer(net: nn.Module, x: Tensor) -> str:
         if isinstance(output, Tensor) and output.ndim == 4:
             sizes[name] = tuple(output.shape[2:])
 
-    # With a graph, as a network may hook its own maps; but nothing is kept for a way back.
-    empty = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
-    with ExitStack() as hooks, evaluating(net), torch.enable_grad(), empty:
-        for name, module in net.named_modules():
-            hooks.enter_context(module.register_forward_hook(partial(note, name)))
-        net(x.detach().clone().requires_grad_().clone())
+    overhear(net, x, note)
     convolutions = [name for name in sizes if isinstance(net.get_submodule(name), nn.Conv2d)]
     if not convolutions:
         raise Complaint("the network has no two-dimensional convolution; Grad-CAM needs one")
@@ -1009,6 +1004,19 @@ def find_layer(net: nn.Module, x: Tensor) -> str:
             break
         layer = block if block in sizes else layer
     return layer
+
+
+def overhear(net: nn.Module, x: Tensor, note: Callable[[str, nn.Module, Any, Any], None]) -> None:
+    """A forward pass of which each module's name, itself, its input and its output are noted.
+
+    With a graph, as a network may hook its own maps; but nothing is kept for a way back.
+    """
+    x = x.detach().clone().requires_grad_().clone()
+    empty = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
+    with ExitStack() as hooks, evaluating(net), torch.enable_grad(), empty, Watch(x):
+        for name, module in net.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
+        net(x)
 
 
 @contextmanager
@@ -1371,8 +1379,9 @@ def fingerprint(network: Network, options: Options) -> tuple[str, int]:
     """Of the settings, the weights and the pictures' names, which are counted, too."""
     settings = {k: str(v) for k, v in vars(options).items() if k not in FREE}
     mark, total = zlib.crc32(json.dumps(settings).encode()), 0
-    for weight in network.net.state_dict().values():
-        mark = zlib.crc32(weight.contiguous().numpy(), mark)
+    weights: list[Any] = [*network.net.parameters(), *network.net.buffers()]
+    for weight in weights:
+        mark = zlib.crc32(weight.detach().contiguous().numpy(), mark)
     for name, label, _ in Blocks(network, options).items():
         mark, total = zlib.crc32(f"{name} {label}".encode(errors="replace"), mark), total + 1
     return f"{mark:08x}", total
@@ -1729,7 +1738,7 @@ def pad_words(explanation: Explanation, asked: Pad) -> str:
 
 def layer_table(network: Network) -> str:
     """Every layer in the order of the forward pass, then the sums; MB are of 32-bit numbers."""
-    net, (H, W) = network.net.cpu(), network.size
+    net, (H, W) = network.net, network.size
     x = torch.zeros(1, len(network.mean), H, W)
     rows = [("layer (type)", "output shape", "parameters", "cumulative", "stride", "pad")]
     counts: dict[nn.Module, int] = {}
@@ -1737,7 +1746,7 @@ def layer_table(network: Network) -> str:
 
     def note(name: str, module: nn.Module, _args: Any, out: Any) -> None:
         nonlocal numbers
-        if not isinstance(out, Tensor):
+        if any(module.children()) or not isinstance(out, Tensor):
             return
         shape, stride = tuple(out.shape), getattr(out, STRIDE, None) if out.ndim == 4 else None
         pads = lost((H, W), shape[2:], stride) if stride else ()
@@ -1747,11 +1756,7 @@ def layer_table(network: Network) -> str:
         rows.append((f"{name} ({type(module).__name__})", str(shape), f"{count:,}",
                      f"{sum(counts.values()):,}", each_axis(stride or ()), each_axis(pads)))
 
-    with ExitStack() as hooks, torch.no_grad(), Watch(x):
-        for name, module in net.named_modules():
-            if not any(module.children()):
-                hooks.enter_context(module.register_forward_hook(partial(note, name)))
-        net(x)
+    overhear(net, x, note)
     total = sum(p.numel() for p in net.parameters())
     if elsewhere := total - sum(counts.values()):
         rows.append(("(in no layer of its own)", "", f"{elsewhere:,}", f"{total:,}", "", ""))
@@ -1786,7 +1791,7 @@ def whole(path: Path, aside: Path) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
         if not path.exists():
-            for folder in (path.parent, aside):
+            for folder in (aside, path.parent):
                 with suppress(OSError):  # there is more in it
                     folder.rmdir()
 

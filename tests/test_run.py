@@ -414,6 +414,7 @@ def test_picking_from_a_network_that_hooks_its_own_maps(go, tmp_path, labelled):
         assert code == 0 or f"no picture is {pick} (of 2 with a label)" in err
         picked += table_in(tmp_path / "out") if code == 0 else []
     assert sorted(row["label"] for row in picked) == ["0", "1"]
+    assert "0 (Conv2d)" in go("--model", f"{tmp_path / 'own.py'}:Net", "--layers")[1]
 
 
 def test_a_result_folder_on_another_disk(go, tmp_path, monkeypatch):

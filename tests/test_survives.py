@@ -470,6 +470,9 @@ class Dict(CourseCNN):
     def forward(self, x): return {"logits": super().forward(x)}
 class Rows(CourseCNN):
     def forward(self, x): return super().forward(x)[0]
+class MoreState(CourseCNN):
+    def get_extra_state(self): return {"epoch": 3}
+    def set_extra_state(self, state): pass
 class OneCell(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(1, 4, 28), nn.ReLU(), nn.Flatten(), nn.Linear(4, 10))
@@ -483,7 +486,7 @@ def own(tmp_path):
     return lambda name: ["--model", f"{tmp_path / 'own.py'}:{name}", *feed]
 
 
-@pytest.mark.parametrize("name", ["OneClass", "ManyClasses", "Huge", "OneCell"])
+@pytest.mark.parametrize("name", ["OneClass", "ManyClasses", "Huge", "MoreState", "OneCell"])
 def test_networks_of_every_size(own, forty, tmp_path, name):
     words = arguments(forty / "03.png", tmp_path / "out", "--save-maps", "float16")
     assert main([*words, *own(name)]) == 0

@@ -59,7 +59,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import cache, lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
@@ -1426,9 +1425,12 @@ def heard_of_all(about: str, word: str = "") -> set[bytes]:
     """What each rank says, once all have; if one can't, torchrun ends them all."""
     if WORLD == 1:
         return {word.encode()}
-    store, *_ = next(rendezvous("env://", timeout=timedelta(days=365)))
-    store.set(f"{about} {RANK}", word)
-    return {store.get(f"{about} {rank}") for rank in range(WORLD)}
+    store, *_ = next(rendezvous("env://"))
+    words = [f"{about} {rank}" for rank in range(WORLD)]
+    store.set(words[RANK], word)
+    while not store.check(words):  # its own wait would not hear of Ctrl-C
+        time.sleep(0.1)
+    return {*map(store.get, words)}
 
 
 def complete(options: Options, total: int) -> bool:

@@ -351,6 +351,28 @@ def test_ranks_that_see_other_pictures_do_not_wait_for_ever(many, tmp_path):
     assert "the processes don't see the same pictures" in said
 
 
+@posix
+def test_a_rank_that_waits_for_another_hears_of_ctrl_c(monkeypatch):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    monkeypatch.setattr(SID_a4, "WORLD", 2)
+    monkeypatch.setattr(SID_a4, "rendezvous", lambda _: iter([(store, 0, 2)]))
+
+    def stop(*_signal):
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        started = time.monotonic()
+        with pytest.raises(Stop):
+            SID_a4.heard_of_all("pictures", "mine")
+        assert time.monotonic() - started < 5
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    store.set("pictures 1", "theirs")
+    assert SID_a4.heard_of_all("pictures", "mine") == {b"mine", b"theirs"}
+
+
 def test_a_part_that_a_shared_folder_shows_late_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(SID_a4, "PATIENCE", 0.5)
     options = SimpleNamespace(parts=tmp_path, batch_size=8, pick="all", limit=None)

@@ -92,7 +92,8 @@ def complaining(what: str | Callable[[BaseException], str], how: str) -> Iterato
     try:
         yield
     except (Exception, SystemExit) as error:
-        if isinstance(error, Complaint) or no_memory(error):
+        # No memory, or a worker that died, may be told of anywhere.
+        if isinstance(error, Complaint) or no_memory(error) or "DataLoader" in str(error):
             raise
         said = f"{what} ({reason(error)})" if isinstance(what, str) else what(error)
         raise Complaint(f"{said}; {how}") from error

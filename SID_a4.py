@@ -93,7 +93,7 @@ def complaining(what: str | Callable[[BaseException], str], how: str) -> Iterato
         yield
     except (Exception, SystemExit) as error:
         # No memory, or a worker that died, may be told of anywhere.
-        if isinstance(error, Complaint) or no_memory(error) or "DataLoader" in str(error):
+        if isinstance(error, Complaint) or no_memory(error) or "DataLoader worker" in str(error):
             raise
         said = f"{what} ({reason(error)})" if isinstance(what, str) else what(error)
         raise Complaint(f"{said}; {how}") from error
@@ -1515,8 +1515,9 @@ def explanations_of(network: Network, options: Options,
                     pictures: list[Picture]) -> list[list[Explanation]]:
     """Of each picture: target by target, and method by method."""
     guided = any(name.startswith("guided") for name in options.panels)
-    labels = [numbered(network.classes)[p.label] for p in pictures if p.label]
-    words = {"predicted": None, "label": labels}
+    words: dict[str | int, Any] = {"predicted": None}
+    if "label" in options.target:  # then a picture without a label is none of these
+        words["label"] = [numbered(network.classes)[p.label] for p in pictures]
     targets = [words.get(target, target) for target in options.target]
     x, how = tensor_of(network, pictures), (network.layer, options.method, options.pad)
     found = fetched(explain_each(network.net, x, targets, *how, guided))
@@ -1557,7 +1558,7 @@ def write_block(number: int, results: list[Result], options: Options) -> None:
         save_maps(number, results, options)
     if sys.platform != "win32":
         os.sync()  # a power cut must not leave the part and take what it stands for
-    with table_in(options.parts / f"{number}.csv", options) as table:
+    with table_in(options.parts / f"{number}.csv", options.parts) as table:
         table.writerows(row for _, _, rows in results for row in rows)
 
 
@@ -1591,9 +1592,9 @@ def numbers_of(parts: Path) -> list[int]:
 
 
 @contextmanager
-def table_in(path: Path, options: Options) -> Iterator[csv.DictWriter[str]]:
+def table_in(path: Path, aside: Path) -> Iterator[csv.DictWriter[str]]:
     """To write rows to; the file is whole or not there."""
-    with whole(path, options.parts) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with whole(path, aside) as part, part.open("w", newline="", encoding="utf-8") as file:
         yield csv.DictWriter(file, COLUMNS, lineterminator="\n")
 
 
@@ -1609,7 +1610,7 @@ def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
 def merged(options: Options, total: int) -> Tally:
     """All parts in one table, and what is in them."""
     tally, parts = Tally(), options.parts
-    with table_in(options.out / f"{STEM}.csv", options) as table:
+    with table_in(options.out / f"{STEM}.csv", parts) as table:
         table.writeheader()
         for number, rows in rows_in(parts):
             tally.add(rows, number, options.grid)

@@ -704,8 +704,8 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
         dyc_dy = logits.new_zeros(len(c), *logits.shape).scatter_(2, c[..., None], 1)  # (T, B, C)
         with complaining(f"layer {layer} does not lead to the logits", f"name another one{OR}"):
             head = head_gradients(logits, A, dyc_dy)
-        for t, dyc_dA in enumerate(head):
-            R = watch.guided_backprop(logits, x, dyc_dy[t], t + 1 < len(c)) if guided else None
+        Rs = watch.guided_backprop(logits, x, dyc_dy) if guided else [None] * len(c)
+        for t, (dyc_dA, R) in enumerate(zip(head, Rs, strict=True)):
             for method in methods:
                 alpha = METHODS[method](maps, dyc_dA)
                 cells = grad_cam(maps, alpha)
@@ -730,13 +730,24 @@ def watched(net: nn.Module, x: Tensor, layer: str, guided: bool) -> tuple[Watch,
     return watch, logits, checked(watch.A, x, 4, f"layer {layer}", how)
 
 
-def head_gradients(logits: Tensor, A: Tensor, dyc_dy: Tensor) -> Sequence[Tensor]:
+def head_gradients(logits: Tensor, A: Tensor, dyc_dy: Tensor) -> list[Tensor]:
     """dy_c / dA (B, K, u, v) of every target: where it can be, by one walk through the head."""
     walk = partial(torch.autograd.grad, logits, A, retain_graph=True)
     if len(dyc_dy) > 1:
         with suppress(RuntimeError):  # group norm, for one, is not made for several at once
-            return walk(dyc_dy, is_grads_batched=True)[0].unbind()
+            return list(walk(dyc_dy, is_grads_batched=True)[0])
     return [walk(each)[0] for each in dyc_dy]
+
+
+def all_through(A: Tensor, y: Tensor, x: Tensor) -> bool:
+    """Whether no way leads back from y to the pixels x but through A."""
+    passed: set[Any] = {(A.grad_fn, A.output_nr)}
+    todo: list[Any] = [(y.grad_fn, y.output_nr)]
+    while todo:
+        if (way := todo.pop()) not in passed:
+            passed.add(way)
+            todo += way[0].next_functions if way[0] else ()
+    return all(getattr(node, "variable", None) is not x for node, _ in passed)
 
 
 def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
@@ -879,11 +890,15 @@ class Watch(TorchFunctionMode):
             setattr(out, LOGITS, {out._version: argument(args, kwargs, 0, "input")})
         return part.copy_(out) if part is not None and out is args[0] else out
 
-    def guided_backprop(self, logits: Tensor, x: Tensor, dyc_dy: Tensor, again: bool) -> Tensor:
+    def guided_backprop(self, logits: Tensor, x: Tensor, dyc_dy: Tensor) -> list[Tensor]:
+        """R (B, C, H, W) of every target."""
         self.guiding[0] = True
-        how = f"explain without guided maps{OR}"
-        with complaining("the pixels do not lead to the logits", how):
-            return torch.autograd.grad(logits, x, dyc_dy, again)[0]  # (B, C, H, W)
+        y, dyc, last = logits, list(dyc_dy), len(dyc_dy) - 1
+        with complaining("the pixels do not lead to the logits",
+                         f"explain without guided maps{OR}"):
+            if last and all_through(self.A, logits, x):  # they walk through the head together
+                y, dyc = self.A, head_gradients(logits, self.A, dyc_dy)
+            return [torch.autograd.grad(y, x, each, t < last)[0] for t, each in enumerate(dyc)]
 
 
 def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None,

@@ -77,7 +77,15 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return logits.detach().argmin(1)",
     ),
     "y_c after softmax": ('get(getattr(output, "_version", None), output)', "get(None, output)"),
-    "targets in the wrong order": ("[0].unbind()", "[0].flip(0).unbind()"),
+    "targets in the wrong order": (
+        "list(walk(dyc_dy, is_grads_batched=True)[0])",
+        "list(walk(dyc_dy, is_grads_batched=True)[0].flip(0))",
+    ),
+    "ways past the layer lost": ("if last and all_through(self.A, logits, x)", "if last"),
+    "other half of the layer taken for it": (
+        "{(A.grad_fn, A.output_nr)}",
+        "{(A.grad_fn, n) for n in range(9)}",
+    ),
     "batch norm: not shifted": ("return torch.addcmul(shift, x, scale)", "return x * scale"),
     "batch norm: no epsilon": ("torch.rsqrt(var + eps)", "torch.rsqrt(var)"),
     "product with nothing of the map": ("R * L_c[:, None]", "R * L_c[:, None].clamp(max=0)"),

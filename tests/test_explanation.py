@@ -392,6 +392,44 @@ def test_a_network_that_views_its_maps_as_rows(B):
     torch.testing.assert_close(found.R, expected.R)
 
 
+class ThroughAView(nn.Module):
+    """What is written through a view stands in what it views."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 3)
+        self.view, self.fc = view, nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        rows = self.view(x)
+        rows.mul_(3)
+        rows[:, ::2].sub_(0.5)
+        x = self.conv2(F.relu(x))
+        return self.fc(F.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.view(len(x), -1),
+        lambda x: x.view(size=(len(x), -1)),
+        lambda x: x.view_as(torch.empty(len(x), 4 * 9, 9)),
+        lambda x: x.view(len(x), 2, 18, 9).view(-1, 18 * 9),
+    ],
+    ids=["view", "by keyword", "view_as", "twice"],
+)
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_what_is_written_through_a_view_stands_in_the_maps(view, layer):
+    torch.manual_seed(2)
+    net, x = ThroughAView(view).double(), torch.rand(3, 2, 11, 11, dtype=torch.float64)
+    found = explain(net, x, 1, layer)
+    torch.testing.assert_close(found.logits, net(x))
+    for one, picture in zip(found, x, strict=True):
+        same(one, explain(net, picture[None], 1, layer))
+    assert found.R.any()
+
+
 # ------------------------------------------------------------------------------- placement
 
 
@@ -1021,6 +1059,17 @@ NORMS = {
 }
 
 
+def plainly_explained(net, x, targets):
+    """Of a network without ReLU: its logits, and as R their plain gradient, are PyTorch's own."""
+    found = explain(net, x, targets, "0")
+    leaf = x.clone().requires_grad_()
+    logits = net.eval()(leaf)
+    (R,) = torch.autograd.grad(logits[range(len(x)), targets].sum(), leaf)
+    torch.testing.assert_close(found.logits, logits.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.R, R, rtol=1e-10, atol=1e-14)
+    return found
+
+
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_batch_norm_is_pytorchs_own(norm):
     """Written as x * scale + shift; without a ReLU, R is the plain gradient."""
@@ -1030,15 +1079,62 @@ def test_batch_norm_is_pytorchs_own(norm):
         if "batches" not in name:  # a variance is positive
             values.copy_(torch.rand_like(values) + 0.5)
     x = torch.randn(3, 2, 9, 9, dtype=torch.float64)
-    found = explain(net, x, [4, 0, 2], "0")
-    leaf = x.clone().requires_grad_()
-    logits = net.eval()(leaf)
-    (R,) = torch.autograd.grad(logits[range(3), [4, 0, 2]].sum(), leaf)
-    torch.testing.assert_close(found.logits, logits.detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.R, R, rtol=1e-10, atol=1e-14)
+    found = plainly_explained(net, x, [4, 0, 2])
     half = explain(net.bfloat16(), x.bfloat16(), [4, 0, 2], "0")
     assert half.logits.dtype == half.R.dtype == torch.bfloat16
     torch.testing.assert_close(half.logits.double(), found.logits, rtol=0.05, atol=0.05)
+
+
+class Called(nn.Module):
+    """A convolution that is a function."""
+
+    def __init__(self, **how):
+        super().__init__()
+        self.weight, self.how = nn.Parameter(torch.randn(6, 1, 3, 2)), how
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, **self.how)
+
+
+class ByOne(nn.Module):
+    """One picture at a time, without a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3)
+
+    def forward(self, x):
+        return torch.stack([self.conv(each) for each in x])
+
+
+CONVOLUTIONS = {
+    "grey": nn.Conv2d(1, 6, 3),
+    "no bias": nn.Conv2d(1, 6, 3, bias=False),
+    "strides and pads": nn.Conv2d(1, 6, (3, 4), (2, 1), (0, 2)),
+    "dilated": nn.Conv2d(1, 6, 3, dilation=2),
+    "same": nn.Conv2d(1, 6, 3, padding="same"),
+    "circular": nn.Conv2d(1, 6, 3, padding=1, padding_mode="circular"),
+    "three channels": nn.Conv2d(3, 6, 3),
+    "groups": nn.Conv2d(4, 6, 3, groups=2),
+    "called": Called(),
+    "called by name": Called(stride=2, padding=(1, 0), dilation=(1, 1), groups=1),
+    "one by one": ByOne(),
+}
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("S", [9, 60])
+@pytest.mark.parametrize("convolution", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolution_is_pytorchs_own(convolution, S, B):
+    """Small ones are computed in another way."""
+    torch.manual_seed(3)
+    channels = getattr(convolution, "in_channels", 1)
+    tail = [nn.Softplus(), nn.Conv2d(6, 4, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    net = nn.Sequential(convolution, *tail, nn.Linear(16, 5)).double()
+    x = torch.randn(B, channels, S, S, dtype=torch.float64)
+    found = plainly_explained(net, x, [4, 0, 2][:B])
+    assert found.stride == explain(net.float(), x.float(), layer="0").stride is not None
+    assert explain(net.bfloat16(), x.bfloat16(), layer="0").R.dtype == torch.bfloat16
 
 
 def test_of_a_batch_norm_nothing_is_kept_for_the_way_back():

@@ -81,6 +81,8 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "list(walk(dyc_dy, is_grads_batched=True)[0])",
         "list(walk(dyc_dy, is_grads_batched=True)[0].flip(0))",
     ),
+    "convolution: dilation not seen": ("(dilation, groups) != ((1, 1), 1)", "groups != 1"),
+    "convolution: a name for its pad not seen": (" or isinstance(padding, str):", ":"),
     "ways past the layer lost": ("if last and all_through(self.A, logits, x)", "if last"),
     "other half of the layer taken for it": (
         "{(A.grad_fn, A.output_nr)}",

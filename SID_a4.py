@@ -694,7 +694,7 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
         layer = layer or find_layer(net, x[:1])
         # Channels last: 0.8 to 0.95 times as long, but for one picture, where it may be 1.4 times.
         # Neither is nearer to float64: of ResNet-50's R, 0.00056 and 0.00064 of the norm away.
-        order = torch.channels_last if len(x) > 1 < x.shape[1] else torch.preserve_format
+        order = torch.channels_last if len(x) > 1 else torch.preserve_format
         x = x.detach().clone(memory_format=order).requires_grad_()
         watch, logits, A = watched(net, x, layer, guided)
         stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
@@ -862,12 +862,7 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
-        if name in ("view", "view_as"):
-            func = partial(viewed, func)
-        if func is F.conv2d:
-            func = convolution
-        if func is F.batch_norm and len(args[0]) > 1 and not kwargs.get("training"):
-            func = batch_norm
+        func = IN_OUR_WAY.get(func, func) if args else func
         relu = is_relu(name, args, kwargs)
         part = args[0] if relu and args and args[0]._is_view() else None
         if part is not None:  # in place, the gradient of the whole would hide the ReLU's own
@@ -900,11 +895,61 @@ class Watch(TorchFunctionMode):
             return [torch.autograd.grad(y, x, each, t < last)[0] for t, each in enumerate(dyc)]
 
 
+class GreyConvolution(torch.autograd.Function):
+    """F.conv2d; its way back to grey pixels is a matrix product: oneDNN takes four times as long.
+
+    Not forward: pixels that are alike must give numbers that are, or pooling takes any of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
+                padding: tuple[int, int]) -> Tensor:
+        ctx.how = x.shape, weight, stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        shape, weight, stride, padding = ctx.how
+        x = gradient.new_empty(shape)  # nothing but its shape is asked for
+        how = weight.shape[2:], [*map(int, stride)], [*map(int, padding)], (True, False, False)
+        product: Any = torch.ops.aten._slow_conv2d_backward.output_mask
+        return product(gradient.contiguous(), x, weight, *how)[0], None, None, None, None
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *how: Any,
+                **named: Any) -> Tensor:
+    usual = how[2:] == ((1, 1), 1) and isinstance(how[1], tuple)  # no dilation, no groups
+    grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
+    if usual and grey and not any(t.requires_grad for t in tensors_in((weight, bias))):
+        apply: Callable[..., Tensor] = GreyConvolution.apply
+        return apply(x, weight, bias, *how[:2])
+    return F.conv2d(x, weight, bias, *how, **named)
+
+
+def batch_norm(x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None,
+               bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+               eps: float = 1e-5) -> Tensor:
+    """F.batch_norm; in use as x * scale + shift: autograd need not keep x for the way back.
+
+    ResNet-50, 32 pictures: 0.6 times the memory, 0.88 times as long. One picture: no gain.
+    """
+    if training or len(x) == 1:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    zero = torch.zeros_like(scale) if bias is None else bias
+    shift = torch.addcmul(zero, running_mean, scale, value=-1)  # rounded as in PyTorch's own
+    scale, shift = (t.to(x.dtype).view(-1, *[1] * (x.ndim - 2)) for t in (scale, shift))
+    return torch.addcmul(shift, x, scale)
+
+
 def viewed(view: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What lies channels-last can't be viewed as rows: then it is laid out anew itself.
+    """Maps as rows: what lies channels-last can't be viewed so, and is laid out anew itself.
 
     A copy would do, but for who writes through the view, and goes on with what is behind it.
     """
+    if x.ndim == 4 and x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
+        x.register_hook(as_it_lay)
     try:
         return view(x, *args, **kwargs)
     except RuntimeError:
@@ -912,32 +957,19 @@ def viewed(view: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) ->
         return view(x, *args, **kwargs)
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
-                padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
-    """F.conv2d; of grey or very small pictures as a matrix product, which suits them better.
-
-    oneDNN takes 3 times as long for the first layer of the course network, 1.7 for its second.
-    """
-    few = x.ndim == 4 and (x.shape[1] == 1 or x.numel() < 12_000) and x.device.type == "cpu"
-    if not few or (dilation, groups) != ((1, 1), 1) or isinstance(padding, str):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    product: Any = torch._C._nn.thnn_conv2d  # type: ignore[attr-defined]
-    maps: Tensor = product(x, weight, weight.shape[2:], bias, stride, padding)
-    return maps.contiguous(memory_format=torch.channels_last) if len(x) > 1 else maps
+def as_it_lay(gradient: Tensor) -> Tensor | None:
+    """On the way back, where rows become maps: of mixed layouts a pooling takes 9 times as long."""
+    with suppress(RuntimeError):  # not made for several targets at once
+        return gradient.contiguous(memory_format=torch.channels_last)
+    return None
 
 
-def batch_norm(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None,
-               eps: float, **_how: Any) -> Tensor:
-    """F.batch_norm in use, as x * scale + shift: autograd need not keep x for the way back.
-
-    ResNet-50, 32 pictures: 0.6 times the memory, 0.88 times as long. One picture: no gain.
-    """
-    scale = torch.rsqrt(var + eps)
-    scale = scale if weight is None else scale * weight
-    zero = torch.zeros_like(scale) if bias is None else bias
-    shift = torch.addcmul(zero, mean, scale, value=-1)  # rounded as in PyTorch's own
-    scale, shift = (t.to(x.dtype).view(-1, *[1] * (x.ndim - 2)) for t in (scale, shift))
-    return torch.addcmul(shift, x, scale)
+VIEWS = (Tensor.view, Tensor.view_as, Tensor.flatten, torch.flatten, Tensor.reshape, torch.reshape)
+IN_OUR_WAY: dict[Any, Callable[..., Tensor]] = {
+    F.conv2d: convolution,
+    F.batch_norm: batch_norm,
+    **{view: partial(viewed, view) for view in VIEWS},
+}
 
 
 def clamp(guiding: list[bool], gradients: Sequence[Tensor | None], _given: Any) -> None:

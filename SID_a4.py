@@ -888,8 +888,8 @@ class Watch(TorchFunctionMode):
         """R (B, C, H, W) of every target."""
         self.guiding[0] = True
         y, dyc, last = logits, list(dyc_dy), len(dyc_dy) - 1
-        with complaining("the pixels do not lead to the logits",
-                         f"explain without guided maps{OR}"):
+        how = f"explain without guided maps{OR}"
+        with complaining("the pixels do not lead to the logits", how):
             if last and all_through(self.A, logits, x):  # they walk through the head together
                 y, dyc = self.A, head_gradients(logits, self.A, dyc_dy)
             return [torch.autograd.grad(y, x, each, t < last)[0] for t, each in enumerate(dyc)]
@@ -902,10 +902,9 @@ class GreyConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
-                padding: tuple[int, int]) -> Tensor:
-        ctx.how = x.shape, weight, stride, padding
-        return F.conv2d(x, weight, bias, stride, padding)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, *how: Any) -> Tensor:
+        ctx.how = x.shape, weight, *how
+        return F.conv2d(x, weight, bias, *how)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -916,8 +915,7 @@ class GreyConvolution(torch.autograd.Function):
         return product(gradient.contiguous(), x, weight, *how)[0], None, None, None, None
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, *how: Any,
-                **named: Any) -> Tensor:
+def convolution(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any) -> Tensor:
     usual = how[2:] == ((1, 1), 1) and isinstance(how[1], tuple)  # no dilation, no groups
     grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
     if usual and grey and not any(t.requires_grad for t in tensors_in((weight, bias))):

@@ -916,7 +916,7 @@ class GreyConvolution(torch.autograd.Function):
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any) -> Tensor:
-    usual = how[2:] == ((1, 1), 1) and isinstance(how[1], tuple)  # no dilation, no groups
+    usual = how[2:] == ((1, 1), 1) and np.shape(how[0]) == np.shape(how[1]) == (2,)
     grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
     if usual and grey and not any(t.requires_grad for t in tensors_in((weight, bias))):
         apply: Callable[..., Tensor] = GreyConvolution.apply
@@ -946,7 +946,7 @@ def viewed(view: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) ->
 
     A copy would do, but for who writes through the view, and goes on with what is behind it.
     """
-    if x.ndim == 4 and x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
+    if x.ndim == 4 and x.grad_fn and x.is_contiguous(memory_format=torch.channels_last):
         x.register_hook(as_it_lay)
     try:
         return view(x, *args, **kwargs)

@@ -82,7 +82,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "list(walk(dyc_dy, is_grads_batched=True)[0].flip(0))",
     ),
     "convolution: dilation not seen": ("how[2:] == ((1, 1), 1)", "how[3:] == (1,)"),
-    "convolution: a name for its pad not seen": (" and isinstance(how[1], tuple)  #", "  #"),
+    "convolution: a name for its pad not seen": (" == np.shape(how[1]) == (2,)", " == (2,)"),
     "ways past the layer lost": ("if last and all_through(self.A, logits, x)", "if last"),
     "other half of the layer taken for it": (
         "{(A.grad_fn, A.output_nr)}",

@@ -686,9 +686,6 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
                  methods: Sequence[str] = ("gradcam",), pad: Pad = "auto",
                  guided: bool = True) -> list[Explanation]:
     """Every target by every method, still from one forward pass."""
-    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
-        raise Complaint("the network is scripted, which hides what it does; give the module it was "
-                        "made from")
     found = []
     with torch.inference_mode(False), torch.enable_grad(), evaluating(net):
         layer = layer or find_layer(net, x[:1])
@@ -822,10 +819,10 @@ def interpolation(S: int, n: int, pad: float, kind: torch.dtype, device: torch.d
 
 STRIDE, LOGITS = "stride_so_far", "logits_before"  # what a Watch writes on tensors
 OR = ", or switch off no_grad and checkpoints within the network"
-NO_RELU = ("silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu",
+NO_RELU = {"silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu",
            "rrelu", "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid",
            "log_sigmoid", "glu", "hardshrink", "softshrink", "tanhshrink", "where", "lstm", "gru",
-           "rnn_tanh", "rnn_relu")
+           "rnn_tanh", "rnn_relu"}
 LOWER_BOUND = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
                "threshold": "threshold", "leaky_relu": "negative_slope"}
 STRIDE_ARGUMENT = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
@@ -834,8 +831,8 @@ STRIDE_ARGUMENT = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "
 class Watch(TorchFunctionMode):
     """Sees every operation of one forward pass, however the network spells it.
 
-    It keeps A of the target layer, notes on each tensor its total stride, and hooks every ReLU:
-    module, shared, in-place or functional. The hooks sleep until guided_backprop is called.
+    It keeps A of the target layer, notes on each tensor its total stride, and finds every ReLU:
+    module, shared, in-place or functional.
     """
 
     A: Any = None
@@ -844,9 +841,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         setattr(x, STRIDE, (1, 1))
         self.relus, self.unguided = 0, dict[str, None]()  # a set that keeps its order
-        # The hooks live as long as the graph. They hold this list, not the watch, which holds A,
-        # whose graph holds the hooks: a circle through C++ that Python can never free.
-        self.guiding = [False]
+        self.ways_back: list[Any] = []  # of the ReLUs, in autograd's graph
 
     def keep_maps(self, _module: nn.Module, args: Any, output: Any) -> Any:
         self.A = output
@@ -874,7 +869,7 @@ class Watch(TorchFunctionMode):
         if relu and out.is_floating_point():
             self.relus += 1
             if out.requires_grad:
-                out.grad_fn.register_hook(partial(clamp, self.guiding))
+                self.ways_back.append(out.grad_fn)
             elif any(tensor.requires_grad for tensor in tensors_in(args)):
                 self.unguided[f"{name} in an autograd.Function"] = None
         elif name in NO_RELU:
@@ -886,7 +881,8 @@ class Watch(TorchFunctionMode):
 
     def guided_backprop(self, logits: Tensor, x: Tensor, dyc_dy: Tensor) -> list[Tensor]:
         """R (B, C, H, W) of every target."""
-        self.guiding[0] = True
+        for way in self.ways_back:
+            way.register_hook(clamp)
         y, dyc, last = logits, list(dyc_dy), len(dyc_dy) - 1
         how = f"explain without guided maps{OR}"
         with complaining("the pixels do not lead to the logits", how):
@@ -916,9 +912,9 @@ class GreyConvolution(torch.autograd.Function):
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any) -> Tensor:
-    usual = how[2:] == ((1, 1), 1) and np.shape(how[0]) == np.shape(how[1]) == (2,)
     grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
-    if usual and grey and not any(t.requires_grad for t in tensors_in((weight, bias))):
+    usual = grey and how[2:] == ((1, 1), 1) and np.shape(how[0]) == np.shape(how[1]) == (2,)
+    if usual and not any(t.requires_grad for t in tensors_in((weight, bias))):
         apply: Callable[..., Tensor] = GreyConvolution.apply
         return apply(x, weight, bias, *how[:2])
     return F.conv2d(x, weight, bias, *how, **named)
@@ -970,35 +966,36 @@ IN_OUR_WAY: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def clamp(guiding: list[bool], gradients: Sequence[Tensor | None], _given: Any) -> None:
+def clamp(gradients: Sequence[Tensor | None], _given: Any) -> None:
     """Guided backpropagation: of a ReLU's gradient only what speaks for the class goes on.
 
     Clamped behind the ReLU's own backward pass (which multiplies by 0 or 1: before it would be the
     same), its tensor is nobody else's: in place it costs a fiftieth of VGG-16's time, not a tenth.
     """
     for gradient in gradients:
-        if guiding[0] and gradient is not None:
+        if gradient is not None:
             gradient.clamp_(min=0)
 
 
 def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
     """Multiplied by convolution and pooling, kept where the size is kept, else lost."""
-    inputs = [t for t in tensors_in((*args, *kwargs.values())) if hasattr(t, STRIDE)]
-    if inputs and name in STRIDE_ARGUMENT:
-        step = argument(args, kwargs, STRIDE_ARGUMENT[name], "stride")
-        if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
-            step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
-        down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
-        before: Stride = getattr(inputs[0], STRIDE)
-        return before[0] * down, before[1] * across
-    same = (t for t in inputs if name == "pad" or t.shape[-2:] == out.shape[-2:])
-    return next((getattr(t, STRIDE) for t in same), None)
+    for tensor in tensors_in((*args, *kwargs.values())):
+        before: Stride | None = getattr(tensor, STRIDE, None)
+        if before and name in STRIDE_ARGUMENT:
+            step = argument(args, kwargs, STRIDE_ARGUMENT[name], "stride")
+            if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
+                step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
+            down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
+            return before[0] * down, before[1] * across
+        if before and (name == "pad" or tensor.shape[-2:] == out.shape[-2:]):
+            return before
+    return None
 
 
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
     """The tensors among some values and in the lists among them."""
-    return [t for value in values for t in (value if isinstance(value, (list, tuple)) else (value,))
-            if isinstance(t, Tensor)]
+    return (t for value in values for t in (value if isinstance(value, (list, tuple)) else (value,))
+            if isinstance(t, Tensor))
 
 
 def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
@@ -1008,7 +1005,7 @@ def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
 def is_relu(name: str, args: Any, kwargs: Any) -> bool:
     """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
     if name in ("maximum", "max", "fmax"):
-        both = tensors_in((*args, *kwargs.values()))
+        both = list(tensors_in((*args, *kwargs.values())))
         return len(both) == 2 and any(map(is_zero, both))
     if name in LOWER_BOUND:
         return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))
@@ -1092,7 +1089,11 @@ def overhear(net: nn.Module, x: Tensor, note: Callable[[str, nn.Module, Any, Any
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
     """Dropout and batch-norm as in use, no graph for the weights; afterwards each as it was."""
-    on: list[tuple[Any, str]] = [(m, "training") for m in net.modules() if m.training]
+    modules = list(net.modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        raise Complaint("the network is scripted, which hides what it does; give the module it was "
+                        "made from")
+    on: list[tuple[Any, str]] = [(module, "training") for module in modules if module.training]
     on += [(weight, "requires_grad") for weight in net.parameters() if weight.requires_grad]
     try:
         for thing, name in on:

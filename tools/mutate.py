@@ -52,8 +52,11 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
     "xgradcam: divided by a sum of zero": ("torch.where(total == 0, torch.inf, total)", "total"),
     "guide: clamped from above": ("gradient.clamp_(min=0)", "gradient.clamp_(max=0)"),
     "guide: absolute value": ("gradient.clamp_(min=0)", "gradient.abs_()"),
-    "guide: always awake": ("if guiding[0] and gradient", "if gradient"),
-    "guide: never awake": ("        self.guiding[0] = True\n", "        self.guiding[0] = False\n"),
+    "guide: the plain gradient, too": (
+        "self.ways_back.append(out.grad_fn)",
+        "out.grad_fn.register_hook(clamp)",
+    ),
+    "guide: not at all": ("            way.register_hook(clamp)\n", "            pass\n"),
     "functional relu not seen": ('return name in ("relu", "relu6")', 'return name in ("relu6",)'),
     "clamp taken for a relu at any bound": (
         "return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))",
@@ -114,7 +117,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return before[0] * down, before[1] * across",
         "return before[0] + down, before[1] + across",
     ),
-    "dropout left on": ('[(m, "training") for m in net.modules() if m.training]', "[]"),
+    "dropout left on": ('[(module, "training") for module in modules if module.training]', "[]"),
     "weights left frozen": ("            setattr(thing, name, True)", "            pass"),
     "input not normalised": (
         "x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)",

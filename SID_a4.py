@@ -200,10 +200,11 @@ def course_network(weights: str) -> Network:
     state = {} if weights == "none" else read_checkpoint(Path(weights))
     sizes = {layer: len(weight) for layer in ("conv1", "conv2", "fc1", "fc2")
              if (weight := state.get(f"{layer}.weight")) is not None and any(weight.shape[:1])}
-    with torch.device("meta" if state else "cpu"):  # sizes that don't fit together cost no memory
-        net = CourseCNN(**sizes)
     if state:
-        fill(net, state, weights)
+        with torch.device("meta"):  # sizes that don't fit together cost no memory
+            check_fit(CourseCNN(**sizes), state, weights)
+    net = CourseCNN(**sizes)
+    net.load_state_dict(state, strict=False)
     maps = f"{net.conv1.out_channels} and {net.conv2.out_channels} maps"
     return Network(net, f"CourseCNN ({maps}), {weights_title(weights)}", size=(28, 28), cover=None,
                    mean=(net.MEAN,), std=(net.STD,))
@@ -282,20 +283,19 @@ def with_weights(build: Callable[..., nn.Module], weights: str) -> nn.Module:
     if last in state and state[last].ndim and len(state[last]) != len(ours[last]):
         net = build(num_classes=len(state[last]))
     side = {key for key in state if key not in ours and key.lower().startswith("aux")}
-    fill(net, {key: value for key, value in state.items() if key not in side}, weights)
+    state = {key: value for key, value in state.items() if key not in side}
+    check_fit(net, state, weights)
+    net.load_state_dict(state, strict=False)
     return net
 
 
-def fill(net: nn.Module, state: dict[str, Tensor], weights: str) -> None:
+def check_fit(net: nn.Module, state: dict[str, Tensor], weights: str) -> None:
     ours = net.state_dict()
     for key in [*ours, *state]:
         has, needs = (tuple(d[key].shape) if key in d else "missing" for d in (state, ours))
         if has != needs and not key.endswith("num_batches_tracked"):  # which old files lack
             raise Complaint(f"weights {weights} are of another network: {key} is {has} in the "
                             f"file, {needs} in the network; give its own with --weights")
-    if next(net.parameters()).is_meta:  # they fit: now they may have memory
-        net.to_empty(device="cpu")
-    net.load_state_dict(state, strict=False)
 
 
 def weights_title(weights: str | None) -> str:
@@ -729,11 +729,20 @@ def watched(net: nn.Module, x: Tensor, layer: str, guided: bool) -> tuple[Watch,
 
 def head_gradients(logits: Tensor, A: Tensor, dyc_dy: Tensor) -> list[Tensor]:
     """dy_c / dA (B, K, u, v) of every target: where it can be, by one walk through the head."""
-    walk = partial(torch.autograd.grad, logits, A, retain_graph=True)
     if len(dyc_dy) > 1:
         with suppress(RuntimeError):  # group norm, for one, is not made for several at once
+            walk = partial(torch.autograd.grad, logits, A, retain_graph=True)
             return list(walk(dyc_dy, is_grads_batched=True)[0])
-    return [walk(each)[0] for each in dyc_dy]
+    return [way_back(logits, each, A, True) for each in dyc_dy]
+
+
+def way_back(y: Tensor, dyc_dy: Tensor, x: Tensor, again: bool) -> Tensor:
+    """dy_c / dx, asked for as the gradient of one number.
+
+    Where gradients are handed over, PyTorch compares their shapes with SymPy's help: its import
+    took half a second and 50 MB of the default run.
+    """
+    return torch.autograd.grad((y * dyc_dy).sum(), x, retain_graph=again)[0]
 
 
 def all_through(A: Tensor, y: Tensor, x: Tensor) -> bool:
@@ -888,7 +897,7 @@ class Watch(TorchFunctionMode):
         with complaining("the pixels do not lead to the logits", how):
             if last and all_through(self.A, logits, x):  # they walk through the head together
                 y, dyc = self.A, head_gradients(logits, self.A, dyc_dy)
-            return [torch.autograd.grad(y, x, each, t < last)[0] for t, each in enumerate(dyc)]
+            return [way_back(y, each, x, t < last) for t, each in enumerate(dyc)]
 
 
 class GreyConvolution(torch.autograd.Function):

@@ -115,8 +115,7 @@ def course_subject(training: Digits, test: Digits, seed: int, epochs: int) -> Su
 
 
 def cifar_subject(real: Path) -> Subject:
-    net, weights = CifarResNet().eval(), real / "cifar10_resnet32.th"
-    SID_a4.fill(net, SID_a4.read_checkpoint(weights), str(weights))
+    net = SID_a4.with_weights(CifarResNet, str(real / "cifar10_resnet32.th")).eval()
     with np.load(real / "cifar10_600.npz") as file:
         shuffled = np.random.default_rng(0).permutation(len(file["x"]))
         pixels, y = file["x"][shuffled], torch.from_numpy(file["y"][shuffled]).long()

@@ -171,6 +171,16 @@ def test_importing_runs_nothing_and_loads_only_what_it_needs():
     assert (done.stdout, done.stderr) == ("light\n", "")
 
 
+def test_the_default_run_loads_no_computer_algebra(tmp_path):
+    """SymPy, which two innocent calls of PyTorch's import: half a second and 50 MB."""
+    code = "import sys, SID_a4; print(SID_a4.main(sys.argv[1:]), 'sympy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--quiet", "--out", str(tmp_path)],
+        cwd=HERE, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("0 False\n", "")
+
+
 def test_the_scripts_own_pins_are_those_of_requirements_txt():
     source = (HERE / "SID_a4.py").read_text()
     block = re.search(r"(?ms)^# /// script\n(.*?)^# ///$", source)

@@ -731,8 +731,8 @@ def head_gradients(logits: Tensor, A: Tensor, dyc_dy: Tensor) -> list[Tensor]:
     """dy_c / dA (B, K, u, v) of every target: where it can be, by one walk through the head."""
     if len(dyc_dy) > 1:
         with suppress(RuntimeError):  # group norm, for one, is not made for several at once
-            walk = partial(torch.autograd.grad, logits, A, retain_graph=True)
-            return list(walk(dyc_dy, is_grads_batched=True)[0])
+            walk = torch.autograd.grad(logits, A, dyc_dy, retain_graph=True, is_grads_batched=True)
+            return list(walk[0])
     return [way_back(logits, each, A, True) for each in dyc_dy]
 
 

@@ -80,10 +80,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return logits.detach().argmin(1)",
     ),
     "y_c after softmax": ('get(getattr(output, "_version", None), output)', "get(None, output)"),
-    "targets in the wrong order": (
-        "list(walk(dyc_dy, is_grads_batched=True)[0])",
-        "list(walk(dyc_dy, is_grads_batched=True)[0].flip(0))",
-    ),
+    "targets in the wrong order": ("return list(walk[0])", "return list(walk[0].flip(0))"),
     "convolution: dilation not seen": ("how[2:] == ((1, 1), 1)", "how[3:] == (1,)"),
     "convolution: a name for its pad not seen": (" == np.shape(how[1]) == (2,)", " == (2,)"),
     "ways past the layer lost": ("if last and all_through(self.A, logits, x)", "if last"),

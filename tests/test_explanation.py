@@ -807,8 +807,13 @@ def test_a_network_that_works_in_place_on_its_input():
     layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)]
     x = torch.rand(1, 1, 8, 8)
     before = x.clone()
-    found = explain(Careless(*layers), x, 0)
-    torch.testing.assert_close(found.R, explain(nn.Sequential(*layers), x - 0.5, 0).R)
+    found, right = (
+        explain(net, pixels, 0)
+        for net, pixels in ((Careless(*layers), x), (nn.Sequential(*layers), x - 0.5))
+    )
+    torch.testing.assert_close(found.R, right.R)
+    alone = explain(Careless(*layers), x, 0, guided=False)
+    torch.testing.assert_close(alone.L_c, right.L_c)
     assert torch.equal(x, before)
 
 

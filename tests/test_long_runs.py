@@ -45,9 +45,9 @@ def many(tmp_path_factory, digits):
 
 @pytest.fixture(scope="module")
 def at_once(many, tmp_path_factory):
-    """What a run writes that nothing disturbs: one thread, as each process of torchrun has."""
+    """What a run writes that nothing disturbs, on two cores; each process of torchrun has one."""
     out = tmp_path_factory.mktemp("at_once")
-    command(many, out, check=True)
+    command(many, out, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
     return contents(out)
 
 
@@ -57,9 +57,8 @@ def arguments(source, out):
 
 
 def command(source, out, *more, launcher=(sys.executable,), **how):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = [*launcher, SCRIPT, *arguments(source, out), *more]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, **how)
+    return subprocess.run(words, capture_output=True, text=True, **how)
 
 
 def contents(out):
@@ -247,6 +246,25 @@ def test_pick_and_limit_count_what_was_picked_before(many, tmp_path, monkeypatch
 
 def accuracies(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy")]
+
+
+def test_a_small_network_leaves_a_core_to_who_decodes_and_writes(many, tmp_path, monkeypatch):
+    before, explain, used = torch.get_num_threads(), SID_a4.explanations_of, []
+
+    def noting(network, options, pictures):
+        used.append(torch.get_num_threads())
+        return explain(network, options, pictures)
+
+    monkeypatch.setattr(SID_a4, "explanations_of", noting)
+    torch.set_num_threads(2)
+    try:
+        main([*arguments(many, tmp_path), "--limit", "9"])
+        assert used == [1, 1]  # the blocks; what the figure shows is at hand
+        with SID_a4.threads_for(torch.nn.Linear(400, 250)):  # 100,250 weights
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # --------------------------------------------------------------------------------- many processes

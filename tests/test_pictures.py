@@ -220,6 +220,15 @@ def test_large_pictures_are_reduced_with_antialiasing_in_their_own_proportions(r
     assert ink.any(0)[9:19].all()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (28, 28), (5, 40)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_border_is_the_median_of_the_edges(size, mode):
+    values = np.random.default_rng(sum(size)).integers(0, 256, (*size, len(mode)), np.uint8)
+    image = Image.fromarray(values.squeeze(2) if mode == "L" else values)
+    edges = (values[0], values[-1], values[:, 0], values[:, -1])
+    assert SID_a4.border_of(image) == int(np.median(np.concatenate(edges)))
+
+
 def test_a_bright_border_is_mentioned_and_invert_mends_it(read):
     ink = np.full((28, 28), 255)
     ink[10:18, 12:16] = 0

@@ -68,7 +68,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "if False",
     ),
     "ReLU in a view: clamped as the whole": (
-        "args[0] if relu and args and args[0]._is_view()",
+        "args[0] if args and args[0]._is_view()",
         "None if True",
     ),
     "gradient twice as large": (
@@ -114,7 +114,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return before[0] * down, before[1] * across",
         "return before[0] + down, before[1] + across",
     ),
-    "dropout left on": ('[(module, "training") for module in modules if module.training]', "[]"),
+    "dropout left on": ('[(module, "training")] if module.training else []', "[]"),
     "weights left frozen": ("            setattr(thing, name, True)", "            pass"),
     "input not normalised": (
         "x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)",

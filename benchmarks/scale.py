@@ -72,10 +72,11 @@ def slope(counts: list[int], seconds: list[float]) -> dict[str, float]:
 def measured(
     who: str, overlays: str, counts: list[int], folder: Path, rounds: int
 ) -> dict[str, Any]:
-    runs = {n: [one_run(LAUNCHERS[who], folder, n, overlays) for _ in range(rounds)]
-            for n in (1, *counts)}  # fmt: skip
-    seconds = {n: statistics.median(s for s, _ in each) for n, each in runs.items()}
-    memory = {n: statistics.median(m for _, m in each) for n, each in runs.items()}
+    # Round by round: where a machine's speed drifts, the start that is subtracted drifts with it.
+    every = [{n: one_run(LAUNCHERS[who], folder, n, overlays) for n in (1, *counts)}
+             for _ in range(rounds)]  # fmt: skip
+    seconds = {n: statistics.median(each[n][0] for each in every) for n in (1, *counts)}
+    memory = {n: statistics.median(each[n][1] for each in every) for n in (1, *counts)}
     start = seconds.pop(1)  # imports, weights and figure, however many pictures
     after = [max(seconds[n] - start, 1e-3) for n in counts]
     return {

@@ -694,7 +694,7 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
         # Channels last: 0.8 to 0.95 times as long, but for one picture, where it may be 1.4 times.
         # Neither is nearer to float64: of ResNet-50's R, 0.00056 and 0.00064 of the norm away.
         order = torch.channels_last if len(x) > 1 else torch.preserve_format
-        x = x.detach().clone(memory_format=order).requires_grad_(guided)
+        x = x.detach().clone(memory_format=order).requires_grad_()
         watch, logits, A = watched(net, x, layer, guided)
         stride, maps = getattr(A, STRIDE, None), A.detach()  # (B, K, u, v)
         negative = maps.amin((1, 2, 3)) < 0 if FOR_POSITIVE & {*methods} else None  # (B,)
@@ -719,7 +719,7 @@ def explain_each(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: st
 
 def watched(net: nn.Module, x: Tensor, layer: str, guided: bool) -> tuple[Watch, Tensor, Tensor]:
     """The forward pass: who saw it, the logits (B, C) before a last softmax, and A (B, K, u, v)."""
-    fed = x.clone() if guided else x  # as a network may overwrite its input
+    fed = x.clone()  # because a network may overwrite its input
     hook = submodule(net, layer).register_forward_hook((watch := Watch(fed)).keep_maps)
     with torch.set_grad_enabled(guided), hook, watch:  # alone, the CAM needs the head's graph
         output = net(fed)
@@ -836,7 +836,8 @@ NO_RELU = {"silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_re
            "rnn_tanh", "rnn_relu"}
 LOWER_BOUND = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
                "threshold": "threshold", "leaky_relu": "negative_slope"}
-ACTIVATIONS = {"relu", "relu6", "maximum", "max", "fmax", *LOWER_BOUND, *NO_RELU}
+RELU, MAXIMUM = {"relu", "relu6"}, {"maximum", "max", "fmax"}
+ACTIVATIONS = {*RELU, *MAXIMUM, *LOWER_BOUND, *NO_RELU}
 STRIDE_ARGUMENT = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
@@ -882,10 +883,12 @@ class Watch(TorchFunctionMode):
         return out
 
     def activation(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """A ReLU is noted with its way back, any other by its name."""
+        """A ReLU is noted with its way back; by its name, what guided backprop is not made for."""
         if not is_relu(name, args, kwargs):
-            self.unguided.update({name: None} if name in NO_RELU else {})
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if name in NO_RELU:
+                self.unguided[name] = None
+            return out
         part = args[0] if args and args[0]._is_view() else None
         if part is not None:  # in place, the gradient of the whole would hide the ReLU's own
             args = (part.clone(), *args[1:])
@@ -932,6 +935,7 @@ class GreyConvolution(torch.autograd.Function):
 
 def convolution(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any) -> Tensor:
     grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
+    grey = grey and torch.is_grad_enabled()
     usual = grey and how[2:] == ((1, 1), 1) and np.shape(how[0]) == np.shape(how[1]) == (2,)
     if usual and not any(t.requires_grad for t in tensors_in((weight, bias))):
         apply: Callable[..., Tensor] = GreyConvolution.apply
@@ -998,14 +1002,13 @@ def clamp(gradients: Sequence[Tensor | None], _given: Any) -> None:
 
 def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
     """Multiplied by convolution and pooling, kept where the size is kept, else lost."""
-    for value in (*args, *kwargs.values()):
-        for tensor in value if isinstance(value, (list, tuple)) else (value,):
-            before: Stride | None = getattr(tensor, STRIDE, None)
-            if before and name in STRIDE_ARGUMENT:
-                down, across = steps(name, args, kwargs)
-                return before[0] * down, before[1] * across
-            if before and (tensor is out or name == "pad" or tensor.shape[-2:] == out.shape[-2:]):
-                return before
+    for tensor in tensors_in((*args, *kwargs.values())):
+        before: Stride | None = getattr(tensor, STRIDE, None)
+        if before and name in STRIDE_ARGUMENT:
+            down, across = steps(name, args, kwargs)
+            return before[0] * down, before[1] * across
+        if before and (name == "pad" or tensor.shape[-2:] == out.shape[-2:]):
+            return before
     return None
 
 
@@ -1028,12 +1031,12 @@ def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
 
 def is_relu(name: str, args: Any, kwargs: Any) -> bool:
     """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
-    if name in ("maximum", "max", "fmax"):
+    if name in MAXIMUM:
         both = list(tensors_in((*args, *kwargs.values())))
         return len(both) == 2 and any(map(is_zero, both))
     if name in LOWER_BOUND:
         return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))
-    return name in ("relu", "relu6")
+    return name in RELU
 
 
 def is_zero(value: Any) -> bool:
@@ -1118,7 +1121,8 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         if isinstance(module, torch.jit.ScriptModule):
             raise Complaint("the network is scripted, which hides what it does; give the module it "
                             "was made from")
-        on += [(module, "training")] if module.training else []
+        if module.training:
+            on.append((module, "training"))
         on += [(weight, "requires_grad") for weight in module._parameters.values()
                if weight is not None and weight.requires_grad]
     try:
@@ -1568,7 +1572,7 @@ def explained(network: Network, block: list[Picture], left: int, options: Option
     """The block's pictures, each with its explanations, target by target, and its rows."""
     chosen = [picture for picture in block if picture.image is not None]
     said: dict[str, str] = {}
-    with threads_for(network.net):
+    with threads_for(network):
         if options.pick != "all":
             names = halved(partial(predictions, network), chosen)
             said = {p.name: name for p, name in zip(chosen, names, strict=True)}
@@ -1590,17 +1594,20 @@ def explained(network: Network, block: list[Picture], left: int, options: Option
 
 
 @contextmanager
-def threads_for(net: nn.Module) -> Iterator[None]:
+def threads_for(network: Network) -> Iterator[None]:
     """One for the course network and its like, which a second core makes no faster.
 
-    But that core decodes and writes meanwhile: of two, the run takes 0.55 to 0.87 times as long.
+    It decodes and writes meanwhile: on two cores the run takes 0.55 to 0.87 times as long.
     """
-    before, weights = torch.get_num_threads(), sum(weight.numel() for weight in net.parameters())
-    torch.set_num_threads(1 if weights < 100_000 else before)
+    work = sum(weight.numel() for weight in network.net.parameters()) * math.prod(network.size)
+    before = torch.get_num_threads()
+    if small := work < 10**8:  # the course network's is a tenth of it, a ResNet-20's three times
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if small:
+            torch.set_num_threads(before)
 
 
 def halved(work: Callable[[list[Picture]], list[Any]], pictures: list[Picture]) -> list[Any]:
@@ -1898,8 +1905,7 @@ def each_axis(numbers: Iterable[float]) -> str:
 def whole(path: Path, aside: Path) -> Iterator[Path]:
     """A file to write in another folder, which moves to its place when it is complete."""
     for folder in (path.parent, aside):
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     part = aside / f"_{path.parent.name}_{path.name}"
     try:
         yield part

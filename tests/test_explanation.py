@@ -817,6 +817,50 @@ def test_a_network_that_works_in_place_on_its_input():
     assert torch.equal(x, before)
 
 
+class Turning(nn.Sequential):
+    """Asks for its input's gradient, and turns it in place."""
+
+    def forward(self, x):
+        x.register_hook(lambda gradient: None)
+        return super().forward(x.transpose_(2, 3))
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_network_that_hooks_and_turns_its_very_input(guided):
+    layers = [nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)]
+    x = torch.rand(1, 1, 9, 12)
+    found = explain(Turning(*layers), x, 0, layer="0", guided=guided)
+    torch.testing.assert_close(found.cells, explain(nn.Sequential(*layers), x.mT, 0).cells)
+    assert found.L_c.shape == (1, 9, 12)  # the caller's picture is as it was
+
+
+class OfParts(nn.Module):
+    """ReLUs of views, on the way to its second convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 6, 3), nn.Conv2d(4, 2, 3), nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2)[:, :4])
+        x = torch.cat([F.relu(part) for part in x.chunk(2, 1)], 1)
+        return self.fc(self.conv2(x).mean((2, 3)))
+
+
+def test_a_relu_of_a_view_keeps_the_stride():
+    assert explain(OfParts(), torch.rand(1, 1, 12, 12), 0).stride == (2, 2)
+
+
+def test_an_activation_that_fails_is_not_noted():
+    class Trying(CourseCNN):
+        def forward(self, x):
+            with pytest.raises(NotImplementedError):
+                F.silu(torch.ones(2, dtype=torch.int64))
+            return super().forward(x)
+
+    assert explain(Trying(), torch.rand(1, 1, 28, 28)).unguided == ()
+
+
 def test_a_map_without_positive_evidence_is_zero_and_finite():
     net = CourseCNN()
     with torch.no_grad():

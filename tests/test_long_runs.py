@@ -16,6 +16,7 @@ import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -248,7 +249,9 @@ def accuracies(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy")]
 
 
-def test_a_small_network_leaves_a_core_to_who_decodes_and_writes(many, tmp_path, monkeypatch):
+def test_a_small_network_leaves_a_core_to_what_decodes_and_writes(
+    many, tmp_path, monkeypatch, network
+):
     before, explain, used = torch.get_num_threads(), SID_a4.explanations_of, []
 
     def noting(network, options, pictures):
@@ -260,7 +263,7 @@ def test_a_small_network_leaves_a_core_to_who_decodes_and_writes(many, tmp_path,
     try:
         main([*arguments(many, tmp_path), "--limit", "9"])
         assert used == [1, 1]  # the blocks; what the figure shows is at hand
-        with SID_a4.threads_for(torch.nn.Linear(400, 250)):  # 100,250 weights
+        with SID_a4.threads_for(replace(network, size=(224, 224))):  # as much more to do
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 2
     finally:

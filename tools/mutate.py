@@ -57,7 +57,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "out.grad_fn.register_hook(clamp)",
     ),
     "guide: not at all": ("            way.register_hook(clamp)\n", "            pass\n"),
-    "functional relu not seen": ('return name in ("relu", "relu6")', 'return name in ("relu6",)'),
+    "functional relu not seen": ("return name in RELU\n", "return name in {'relu6'}\n"),
     "clamp taken for a relu at any bound": (
         "return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))",
         "return True",
@@ -114,7 +114,7 @@ MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
         "return before[0] * down, before[1] * across",
         "return before[0] + down, before[1] + across",
     ),
-    "dropout left on": ('[(module, "training")] if module.training else []', "[]"),
+    "dropout left on": ("if module.training:", "if False:"),
     "weights left frozen": ("            setattr(thing, name, True)", "            pass"),
     "input not normalised": (
         "x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)",

@@ -1005,18 +1005,14 @@ def stride_behind(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
     for tensor in tensors_in((*args, *kwargs.values())):
         before: Stride | None = getattr(tensor, STRIDE, None)
         if before and name in STRIDE_ARGUMENT:
-            down, across = steps(name, args, kwargs)
+            step = argument(args, kwargs, STRIDE_ARGUMENT[name], "stride")
+            if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
+                step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
+            down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
             return before[0] * down, before[1] * across
         if before and (name == "pad" or tensor.shape[-2:] == out.shape[-2:]):
             return before
     return None
-
-
-def steps(name: str, args: Any, kwargs: Any) -> Stride:
-    step = argument(args, kwargs, STRIDE_ARGUMENT[name], "stride")
-    if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
-        step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
-    return (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -1123,6 +1119,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
                             "was made from")
         if module.training:
             on.append((module, "training"))
+        # net.parameters() would walk through all modules once more: half of the time.
         on += [(weight, "requires_grad") for weight in module._parameters.values()
                if weight is not None and weight.requires_grad]
     try:

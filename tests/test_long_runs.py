@@ -263,7 +263,7 @@ def test_a_small_network_leaves_a_core_to_what_decodes_and_writes(
     try:
         main([*arguments(many, tmp_path), "--limit", "9"])
         assert used == [1, 1]  # the blocks; what the figure shows is at hand
-        with SID_a4.threads_for(replace(network, size=(224, 224))):  # as much more to do
+        with SID_a4.threads_for(replace(network, size=(224, 224))):  # 64 times as much to do
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 2
     finally:

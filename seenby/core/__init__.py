@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: nothing here knows a file, a picture or a screen."""

@@ -1,0 +1,1 @@
+"""What a person gives: networks and pictures."""

@@ -1,0 +1,1 @@
+"""What a person gets: figures, tables and files."""

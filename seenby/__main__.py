@@ -1,16 +1,16 @@
-"""The command: python -m seenby."""
+"""The command's first steps: Ctrl-C must end it quietly from the beginning."""
 
 import signal
 import sys
 
 
 def main() -> int:
-    """Ctrl-C during the imports below, most of a short run, ends it quietly."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """For the console script, python -m seenby and torchrun -m seenby alike."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports, most of a short run
     from seenby.command_line import main
-    from seenby.machine import interrupted
+    from seenby.machine import on_sigint
 
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGINT, on_sigint)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     return main()
 

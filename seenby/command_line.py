@@ -1,4 +1,4 @@
-"""Words to a run, errors to exit codes."""
+"""The command: from words to a run, from errors to an exit code."""
 
 from __future__ import annotations
 
@@ -8,25 +8,34 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from seenby.errors import Complaint, one_line, reason
-from seenby.machine import LOCAL_RANK, SCRIPT
-from seenby.options import build_parser
-from seenby.pipeline import run
+from seenby import gallery
+from seenby.errors import InputError, message_of, warn
+from seenby.machine import Ranks
+from seenby.options import parse_settings
+from seenby.pipeline import execute
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """0: all is explained. 1: a picture had to be left out. 2: an error, told in one line."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of caches on its first run
+    ranks = Ranks.from_environment()
     try:
         with warnings.catch_warnings(action="ignore"):  # of glyphs and large pictures
-            return run(build_parser().parse(argv))
+            settings = parse_settings(argv)
+            code = execute(settings, ranks)
+            if settings.gallery and not ranks.rank and not settings.list_layers:
+                page = gallery.write(settings.out)
+                if not settings.quiet:
+                    print(f"gallery   {page}")
+            return code
     except BrokenPipeError:  # nobody reads the account any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     # A full disk, a killed worker, no memory: not even to import what draws.
-    except (Complaint, OSError, RuntimeError, MemoryError, ImportError) as error:
-        words = str(error)
-        if not isinstance(error, Complaint):
-            words = f"stopped: {reason(error)}; mend that, then --resume"
-        if not LOCAL_RANK or not isinstance(error, Complaint):  # which all ranks would say
-            print(f"{SCRIPT}: error: {one_line(words)}", file=sys.stderr)
+    except (InputError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        is_mistake = isinstance(error, InputError)
+        message = str(error) if is_mistake else (
+            f"stopped: {message_of(error)}; fix that, then run again with --resume")
+        if not (is_mistake and ranks.local_rank):  # all ranks would say it
+            warn(f"error: {message}")
         return 2

@@ -1,109 +1,126 @@
-"""The host: its memory, threads, processes and signals."""
+"""The machine that a run is on: its memory, threads, processes, signals and its torchvision."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import math
 import multiprocessing
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from seenby.errors import no_memory
+from seenby.errors import PROGRAM, is_out_of_memory, warn_once
 
-if TYPE_CHECKING:
-    from seenby.inputs.networks import Network
-    from seenby.inputs.pictures import Picture
-
-SCRIPT, STEM = "seenby", "seenby"
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
-RANK, LOCAL_RANK, WORLD = (
-    int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else single
-    for name, single in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-)
-PATIENCE = 60 if WORLD > 1 else 0  # seconds, in which a shared folder must show what is in it
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; without torchrun there is one."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return cls()
+        return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+    def all_gather(self, about: str, word: str = "") -> set[bytes]:
+        """What the ranks say about something; blocks until all of them have said it.
+
+        It goes through torchrun's store. A process group could not be built once torchrun had to
+        start a rank again, as the store still has the addresses of the dead.
+        """
+        if self.world_size == 1:
+            return {word.encode()}
+        store, *_ = next(rendezvous("env://"))
+        keys = [f"{about} {rank}" for rank in range(self.world_size)]
+        store.set(keys[self.rank], word)
+        while not store.check(keys):  # the store's own wait would not hear of Ctrl-C
+            time.sleep(0.1)
+        return {*map(store.get, keys)}
+
+
+def keep_freed_memory() -> None:
+    """Freed memory stays with the process, for the next batch.
+
+    Linux hands it out anew page by page, which is slow enough to take a quarter of VGG-16's time,
+    and two thirds of a batch-norm's.
+    """
+    libc("mallopt", -4, 0)  # M_MMAP_MAX
+    libc("mallopt", -1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def return_freed_memory() -> None:
+    libc("malloc_trim", 0)
 
 
 def libc(name: str, *numbers: int) -> None:
-    """A function that the GNU C library has; others do without."""
+    """Call a function that the GNU C library has; other systems do without."""
     with suppress(AttributeError, OSError, TypeError):
         getattr(ctypes.CDLL(None), name)(*numbers)
 
 
 @contextmanager
-def threads_for(network: Network) -> Iterator[None]:
-    """One for the course network and its like, which a second core makes no faster.
+def threads_for(net: nn.Module, pixels: int) -> Iterator[None]:
+    """One thread for a network that a second core makes no faster, such as an MNIST CNN.
 
-    It decodes and writes meanwhile: on two cores the run takes 0.55 to 0.87 times as long.
+    The other cores decode and write meanwhile: on two of them a run takes 0.55 to 0.87 times as
+    long.
     """
-    work = sum(weight.numel() for weight in network.net.parameters()) * math.prod(network.size)
+    work = pixels * sum(weight.numel() for weight in net.parameters())
     before = torch.get_num_threads()
-    if small := work < 10**8:  # the course network's is a tenth of it, a ResNet-20's three times
+    if is_small := work < 10**8:  # an MNIST CNN has a tenth of it, a ResNet-20 three times as much
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        if small:
+        if is_small:
             torch.set_num_threads(before)
 
 
-def halved(work: Callable[[list[Picture]], list[Any]], pictures: list[Picture]) -> list[Any]:
-    """work's result for each; where memory does not suffice for all, half and half."""
+def split_on_oom(work: Callable[[list[Given]], list[Result]], items: list[Given]) -> list[Result]:
+    """work(items), one result for each; where memory does not suffice, one half after the other."""
     try:
-        return work(pictures) if pictures else []
+        return work(items) if items else []
     except (MemoryError, RuntimeError) as error:
-        if len(pictures) == 1 or not no_memory(error):
+        if len(items) == 1 or not is_out_of_memory(error):
             raise
-    # Here and not above: what failed is still in memory as long as the error is.
-    half = len(pictures) // 2
-    libc("malloc_trim", 0)  # what was kept, for a smaller batch
-    say_once(f"no memory for {len(pictures)} pictures at once, so {half}; --batch-size {half} "
-             "saves the attempt")
-    return halved(work, pictures[:half]) + halved(work, pictures[half:])
+    # Not within the except clause: as long as the error lives, so does the memory of what failed.
+    half = len(items) // 2
+    return_freed_memory()
+    warn_once(f"no memory for {len(items)} pictures at once, so {half}; --batch-size {half} "
+              "saves the attempt")
+    return split_on_oom(work, items[:half]) + split_on_oom(work, items[half:])
 
 
-@cache
-def say_once(words: str) -> None:
-    print(f"{SCRIPT}: {words}", file=sys.stderr)
+def default_workers() -> int:
+    """Processes that decode pictures: the cores of this rank but the one that the network needs."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(4, (os.cpu_count() or 1) // ranks - 1))
 
 
-def heard_of_all(about: str, word: str = "") -> set[bytes]:
-    """What each rank says, once all have; if one can't, torchrun ends them all."""
-    if WORLD == 1:
-        return {word.encode()}
-    store, *_ = next(rendezvous("env://"))
-    words = [f"{about} {rank}" for rank in range(WORLD)]
-    store.set(words[RANK], word)
-    while not store.check(words):  # its own wait would not hear of Ctrl-C
-        time.sleep(0.1)
-    return {*map(store.get, words)}
-
-
-def interrupted(*_signal: Any) -> NoReturn:
+def on_sigint(*_signal: Any) -> NoReturn:
     """Ctrl-C. An exception would not do: raised while C++ calls back, it is printed and lost.
 
-    What is half written lies among the parts, where the next run overwrites or removes it.
+    Half-written files lie among the parts, where the next run overwrites or removes them.
     """
     for worker in multiprocessing.active_children():
         worker.kill()
-    os.write(2, f"{SCRIPT}: interrupted; every file is whole, --resume goes on\n".encode())
+    os.write(2, f"{PROGRAM}: interrupted; every file is whole, --resume goes on\n".encode())
     os._exit(130)
-
-
-def spare_cores() -> int:
-    """For decoding: not the one that the network of this rank needs at least."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(0, min(4, (os.cpu_count() or 1) // ranks - 1))
 
 
 def import_torchvision() -> Any:

@@ -1,212 +1,170 @@
-"""The command's options: their groups, types and words."""
+"""The words on the command line: their groups, their types, and the settings that they make."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import re
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from seenby.core.methods import METHODS
-from seenby.errors import Complaint, complaining, nearest
-from seenby.inputs.classes import class_names
-from seenby.inputs.networks import HERE
-from seenby.inputs.pictures import DATA_SETS, SUFFIXES
-from seenby.machine import LOCAL_RANK, SCRIPT, STEM, WORLD, spare_cores
+from seenby.errors import PROGRAM, InputError
+from seenby.inputs.classes import read_class_names
+from seenby.inputs.networks import EXAMPLES
+from seenby.option_types import (
+    existing_source,
+    names_pictures,
+    number_between,
+    one_of,
+    output_folder,
+    parse_channels,
+    parse_colormap,
+    parse_device,
+    parse_size,
+    parse_target,
+)
+from seenby.outputs.colors import DEFAULT_PANELS, Style
 from seenby.outputs.figure import PANELS
-from seenby.outputs.overlay import Style
-from seenby.pipeline import Options
+from seenby.outputs.summary import NO_PICTURES
+from seenby.settings import Settings
 
-
-def exists(text: str) -> bool:
-    """Where a name is too long for a file, Path.is_file would raise."""
-    return os.access(text, os.F_OK)
-
-
-def existing(text: str) -> str:
-    kind, _, root = text.partition(":")
-    there = exists(text) and (Path(text).is_dir() or Path(text).is_file())
-    if not there and not (kind in DATA_SETS and root):
-        raise Complaint(f"{text or 'an empty name'} does not exist; give picture files, folders or "
-                        "a .json: check the spelling, and the folder you are in")
-    return text
-
-
-def writable(text: str) -> Path:
-    """A folder that can be written to, or made: found out without leaving anything behind."""
-    out = Path(text)
-    with complaining(f"can't write to {text}", "give a folder you may write to"):
-        if not text:
-            raise OSError("it has no name")
-        for name in (f"{STEM}.png", f"{STEM}.csv"):
-            if Path(out, name).is_dir():
-                raise OSError(f"{name} in it is a folder")
-        for folder in (out, out / "raw", out / "gradcam"):
-            there = next(f for f in (folder, *folder.absolute().parents) if os.path.lexists(f))
-            with tempfile.TemporaryFile(dir=there):
-                pass
-    return out
-
-
-def device(name: str) -> torch.device:
-    how = "give cpu, or cuda where PyTorch finds a GPU"
-    with complaining(f"{name} is not to be had here", how):
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-            raise ValueError("no such device")
-        if WORLD > 1 and name == "cuda":
-            name = f"cuda:{LOCAL_RANK}"  # one GPU a rank
-        return torch.empty(0, device=name).device
-
-
-def between(kind: type, low: float, high: float, *words: str) -> Callable[[str], Any]:
-    """The type of an option that is a number between two others, or one of some words."""
-
-    def convert(text: str) -> Any:
-        if text in words:
-            return text
-        with suppress(ValueError):
-            if low <= (value := kind(text)) <= high:
-                return value
-        also = "".join(f"{word!r} or " for word in words)
-        raise Complaint(f"{text!r} was given; give {also}a number from {low:g} to {high:.10g}")
-
-    return convert
-
-
-def channels(text: str) -> tuple[float, ...]:
-    """0.5,0.5,0.5"""
-    with suppress(ValueError):
-        values = tuple(map(float, text.split(",")))
-        if all(math.isfinite(value) for value in values):
-            return values
-    raise Complaint(f"{text!r} was given; give a number a channel, as in 0.5,0.5,0.5")
-
-
-def size(text: str) -> tuple[int, int]:
-    """224 or 160x224, down x across."""
-    sides = text.split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) < 10_000 for side in sides):
-        raise Complaint(f"{text!r} was given; give pixels, as in 224 or 160x224 (down x across)")
-    return int(sides[0]), int(sides[-1])
-
-
-def colormap(name: str) -> str:
-    from matplotlib import colormaps
-
-    if name not in colormaps:
-        raise Complaint(f"{name!r} is unknown to matplotlib; give {nearest(name, colormaps)}")
-    return name
-
-
+DESCRIPTION = "What did the network look at? Grad-CAM, Guided Backprop and Guided Grad-CAM."
+EPILOG = """examples:
+  seenby dog_cat.png --model vgg16 --target "bull mastiff" "tiger cat"
+  seenby val/ --model resnet50 --pick wrong --limit 20 --gallery
+  seenby scans/ --model my_net.py:MyNet --weights mine.pth --size 224
+  seenby --model resnet50 --list-layers"""
 DEFAULT = "(default: %(default)s)"
+Add = Callable[..., Any]  # an argument group's add_argument
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise Complaint(message if ";" in message else f"{message}; see --help")
+        raise InputError(message if ";" in message else f"{message}; see --help")
 
-    def parse(self, argv: Sequence[str] | None) -> Options:
-        """Pictures may stand behind the classes of --target."""
-        options = self.parse_args(argv)
-        files = [word for word in options.target if exists(word) and Path(word).is_file()
-                 and Path(word).suffix.lower() in SUFFIXES]
-        options.target = [word for word in options.target if word not in files] or ["predicted"]
-        options.images += map(existing, files)
-        for name in ("target", "method", "panels"):
-            setattr(options, name, list(dict.fromkeys(getattr(options, name))))
-        if options.layers and options.model != "course" and ".py:" not in options.model:
-            options.weights = options.weights or "none"  # no download for a table
-        if not (options.images or options.layers):
-            options.images = [existing(str(HERE / "data"))]
-        options.style = Style(options.panels, options.colormap, options.opacity)
-        written = [options.out.resolve() / name for name in ("raw", "gradcam")]
-        for source in map(Path, options.images):
-            if any(w.is_relative_to(source.resolve()) or source.resolve().is_relative_to(w)
-                   for w in written):
-                self.error(f"--out {options.out} would write into {source}, which is read; give "
-                           "another")
-        return options
+
+class ListOption(argparse.Action):
+    """An option of several words. Those that do not fit it, but name pictures, go to IMAGES."""
+
+    def __init__(self, *, convert: Callable[[str], Sequence[Any]], **options: Any) -> None:
+        super().__init__(nargs="+", **options)
+        self.convert = convert
+
+    def __call__(self, _parser: Any, namespace: Any, words: Any, _option: Any = None) -> None:
+        values: list[Any] = []
+        for word in words:
+            try:
+                values += self.convert(word)
+            except InputError as error:
+                if not names_pictures(word):
+                    raise argparse.ArgumentError(self, str(error)) from error
+                namespace.more_images.append(existing_source(word))
+        if values:
+            setattr(namespace, self.dest, tuple(values))
+
+
+def parse_settings(argv: Sequence[str] | None) -> Settings:
+    options = vars(build_parser().parse_intermixed_args(argv))
+    options["images"] = (*options["images"], *options.pop("more_images"))
+    if options["list_layers"] and ".py:" not in options["model"]:
+        options["weights"] = options["weights"] or "none"  # no download for a table
+    style = {name: options.pop(name) for name in ("panels", "colormap", "opacity")}
+    settings = Settings(style=Style(**style), **options)
+    if not settings.model:
+        raise InputError(f"no network was given; give {EXAMPLES}")
+    if not (settings.images or settings.list_layers):
+        raise InputError(NO_PICTURES)
+    written = ["raw", "overlays", *(settings.style.panels if settings.gallery else ())]
+    for source in map(Path, settings.images):
+        for folder in (settings.out.resolve() / name for name in written):
+            if folder.is_relative_to(source.resolve()) or source.resolve().is_relative_to(folder):
+                raise InputError(f"--out {settings.out} would write into {source}, which is read; "
+                                 "give another")
+    return settings
 
 
 def build_parser() -> Parser:
-    title, _, text = (__doc__ or "").partition("\n\n")
-    parser = Parser(prog=SCRIPT, description=title, epilog=text, allow_abbrev=False,
+    parser = Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, options in {
+    parser.set_defaults(more_images=[])
+    for title, add_options in {
         "what is looked at": picture_options,
         "the network": network_options,
         "the explanation": explanation_options,
-        "the figure": figure_options,
+        "what is drawn and written": output_options,
         "the run": run_options,
     }.items():
-        options(parser.add_argument_group(name).add_argument)
+        add_options(parser.add_argument_group(title).add_argument)
     return parser
 
 
-def picture_options(add: Callable[..., Any]) -> None:
-    add("images", nargs="*", type=existing, default=[], metavar="IMAGES",
-        help="pictures, .json files of pixels, folders (a sub-folder's name is the label of what "
-        "is in it), cifar10:FOLDER or mnist:FOLDER (default: data, beside the script)")
-    add("--pick", choices=("all", "right", "wrong"), default="all",
-        help=f"only pictures that the network gets right, or wrong {DEFAULT}")
-    add("--limit", type=between(int, 1, 10**9), metavar="N", help="no more than N pictures")
+def picture_options(add: Add) -> None:
+    add("images", nargs="*", type=existing_source, default=[], metavar="IMAGES",
+        help="pictures, folders (a sub-folder's name is the label of what is in it), "
+        "cifar10:FOLDER or mnist:FOLDER")
+    add("--pick", choices=("all", "correct", "wrong"), default="all",
+        help=f"explain only pictures that the network gets right, or wrong {DEFAULT}")
+    add("--limit", type=number_between(int, 1, 10**9), metavar="N",
+        help="no more than N pictures (default: all)")
     add("--invert", action="store_true", help="negate the pictures: dark ink on white paper")
 
 
-def network_options(add: Callable[..., Any]) -> None:
-    add("--model", default="course", help="course, a torchvision classifier (resnet50), timm:NAME, "
-        f"or FILE.py:NAME, a class or function of your own {DEFAULT}")
-    add("--weights", metavar="FILE", help="a state dict, 'pretrained' or 'none' (random) (default: "
-        "mnist_model.pth for the course network, else pretrained, or as FILE.py makes it)")
-    add("--classes", type=class_names, metavar="FILE", help="names, one a line or a JSON list")
-    add("--size", type=size, help="pixels of the input, 224 or 160x224 (default: the network's)")
-    add("--mean", type=channels, help="of its training pixels, a number a channel (the network's)")
-    add("--std", type=channels, help="likewise (the network's)")
-    add("--device", type=device, default="cpu", help=f"cpu, cuda or mps {DEFAULT}")
-    add("--layers", action="store_true", help="print the table of its layers, and stop")
+def network_options(add: Add) -> None:
+    add("--model", default="", metavar="NAME", help="a classifier of torchvision (resnet50), "
+        "timm:NAME, or FILE.py:NAME, a class or function of your own")
+    add("--weights", metavar="FILE", help="a checkpoint, 'pretrained' or 'none' (random) (default: "
+        "pretrained, or as FILE.py makes it)")
+    add("--class-names", type=read_class_names, metavar="FILE",
+        help="one a line or a JSON list (default: the network's)")
+    add("--size", type=parse_size, help="pixels of the input, 224 or 160x224 (default: the "
+        "network's)")
+    add("--mean", action=ListOption, convert=parse_channels, metavar="NUMBER",
+        help="of the training pixels, a number a channel (default: the network's)")
+    add("--std", action=ListOption, convert=parse_channels, metavar="NUMBER",
+        help="likewise (default: the network's)")
+    add("--device", type=parse_device, default="cpu", help=f"cpu, cuda or mps {DEFAULT}")
+    add("--list-layers", action="store_true", help="print the table of its layers, and stop")
 
 
-def explanation_options(add: Callable[..., Any]) -> None:
-    add("--target", nargs="+", default=["predicted"], metavar="CLASS",
-        help="the classes to explain: 'predicted', 'label', numbers or names (default: predicted)")
-    add("--method", nargs="+", default=["gradcam"], metavar="METHOD", choices=METHODS,
-        help=f"{', '.join(METHODS)} (default: gradcam)")
+def explanation_options(add: Add) -> None:
+    add("--target", action=ListOption, convert=parse_target, default=("predicted",),
+        metavar="CLASS", help="the classes to explain: 'predicted', 'label', numbers or names "
+        "(default: predicted)")
+    add("--method", action=ListOption, convert=one_of(METHODS), default=("gradcam",),
+        metavar="METHOD", help=f"{', '.join(METHODS)} (default: gradcam)")
     add("--layer", metavar="NAME", help="whose maps are explained (default: the last convolution, "
         "or the largest block around it that ends at its resolution)")
-    add("--pad", type=between(int, 0, 999, "auto"), default="auto", metavar="N",
+    add("--pad", type=number_between(int, 0, 999, "auto"), default="auto", metavar="N",
         help="cells of zeros around the map before it is stretched over the picture; 'auto': as "
-        f"many as the network's borders cost, each cell in its place {DEFAULT}")
+        f"many as the network's borders cost {DEFAULT}")
 
 
-def figure_options(add: Callable[..., Any]) -> None:
-    add("--panels", nargs="+", default=Style.panels, metavar="PANEL", choices=PANELS,
-        help=f"rows, in this order: {', '.join(PANELS)} (default: {', '.join(Style.panels)})")
-    add("--colormap", type=colormap, default=Style.colormap, help=f"of the maps {DEFAULT}")
-    add("--opacity", type=between(float, 0, 1), default=Style.opacity,
-        help=f"of overlays {DEFAULT}")
-    add("--blur", type=between(float, 0, 1000), default=0, metavar="SIGMA",
-        help="Gaussian blur of the maps, in pixels (default: none)")
-    add("--full-size", action="store_true", help="overlays on the whole pictures, uncut")
-    add("--out", type=writable, default=str(HERE / "outputs"), metavar="FOLDER",
-        help="where to write (default: outputs, beside the script)")
-    add("--grid", type=between(int, 1, 100), default=8, metavar="N", help=f"columns {DEFAULT}")
-    add("--overlays", choices=("all", "none"), default="all", help="a picture of each map, "
-        f"in raw/ and gradcam/ {DEFAULT}")
+def output_options(add: Add) -> None:
+    add("--out", type=output_folder, default="outputs", metavar="FOLDER",
+        help=f"where to write {DEFAULT}")
+    add("--panels", action=ListOption, convert=one_of(PANELS), default=DEFAULT_PANELS,
+        metavar="PANEL", help=f"the figure's rows, in this order: {', '.join(PANELS)} (default: "
+        f"{' '.join(DEFAULT_PANELS)})")
+    add("--columns", type=number_between(int, 1, 100), default=8, metavar="N",
+        help=f"of the figure {DEFAULT}")
+    add("--colormap", type=parse_colormap, default="jet", help=f"of the maps {DEFAULT}")
+    add("--opacity", type=number_between(float, 0, 1), default=0.5, help=f"of overlays {DEFAULT}")
+    add("--blur", type=number_between(float, 0, 1000), default=0, metavar="SIGMA",
+        help="Gaussian blur of the heat maps, in pixels (default: none)")
+    add("--uncropped", action="store_true", help="overlays on the whole pictures")
+    add("--no-overlays", dest="overlays", action="store_false", help="write no overlays/")
+    add("--no-raw", dest="raw", action="store_false", help="write no raw/")
     add("--save-maps", choices=("float16", "float32"), metavar="TYPE", help="the maps as numbers "
         "too: maps/*.npz of float16 or float32")
+    add("--gallery", action="store_true", help="write index.html, a page to look through the run, "
+        "and each panel as a picture for it")
 
 
-def run_options(add: Callable[..., Any]) -> None:
-    add("--batch-size", type=between(int, 1, 4096), default=16, metavar="N",
+def run_options(add: Add) -> None:
+    add("--batch-size", type=number_between(int, 1, 4096), default=16, metavar="N",
         help=f"pictures explained at once {DEFAULT}")
-    add("--workers", type=between(int, 0, 256), default=spare_cores(), metavar="N",
-        help="processes that decode pictures, where there are many (here: %(default)s)")
+    add("--workers", type=number_between(int, 0, 256), default=Settings.workers, metavar="N",
+        help="processes that decode pictures, where there are many (default: the cores but one, "
+        "at most 4)")
     add("--resume", action="store_true", help="go on with a run that was interrupted")
     add("--quiet", action="store_true", help="print nothing but errors")

@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: nothing here knows a file, a picture or a screen."""
+"""The mathematics: tensors in, tensors out. Nothing here knows a file, a picture or a screen."""

@@ -1,46 +1,54 @@
-"""Which layer is explained; the table of layers."""
+"""The network's layers: which one is explained, by what name, and what each of them gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from seenby.core.placement import lost
-from seenby.core.state import evaluating
-from seenby.core.watch import STRIDE, Watch
-from seenby.errors import Complaint, nearest
-
-if TYPE_CHECKING:
-    from seenby.inputs.networks import Network
+from seenby.core.placement import Stride
+from seenby.core.recorder import ForwardRecorder, stride_of
+from seenby.core.state import eval_mode
+from seenby.errors import InputError, closest_names
 
 
-def submodule(net: nn.Module, layer: str) -> nn.Module:
-    try:
-        return net.get_submodule(layer)
-    except AttributeError as error:
-        names = nearest(layer, (name for name, _ in net.named_modules() if name))
-        raise Complaint(f"the network has no layer {layer}; the nearest names are {names}: "
-                        "--layers lists all") from error
+def layer_name(net: nn.Module, layer: str | nn.Module) -> str:
+    """Of a layer given by its name or as the module itself; it must be one of the network's."""
+    modules: dict[str, nn.Module] = dict(net.named_modules())
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return name
+        raise InputError(f"the layer {type(layer).__name__}(...) was given, which is no module of "
+                         "the network; give one of its own, or a name")
+    if layer not in modules:
+        names = closest_names(layer, filter(None, modules))
+        raise InputError(f"the network has no layer {layer}; the nearest names are {names}: "
+                         "--list-layers lists all")
+    return layer
 
 
 def find_layer(net: nn.Module, x: Tensor) -> str:
-    """The last convolution, or the largest block around it that still ends at its resolution."""
+    """The last convolution, or the largest block around it that still ends at its resolution.
+
+    x: (1, C, H, W), a picture to look at while searching.
+    """
     sizes: dict[str, tuple[int, ...]] = {}  # in the order in which the modules end
 
-    def note(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+    def note(name: str, _module: nn.Module, output: Any) -> None:
         sizes.pop(name, None)
         if isinstance(output, Tensor) and output.ndim == 4:
             sizes[name] = tuple(output.shape[2:])
 
-    overhear(net, x, note)
+    forward_with_hooks(net, x, note)
     convolutions = [name for name in sizes if isinstance(net.get_submodule(name), nn.Conv2d)]
     if not convolutions:
-        raise Complaint("the network has no two-dimensional convolution; Grad-CAM needs one")
+        raise InputError("the network has no two-dimensional convolution; Grad-CAM needs one")
     # A map of one cell shows no place: squeeze-and-excitation blocks end in such convolutions.
     layer = ([name for name in convolutions if sizes[name] != (1, 1)] or convolutions)[-1]
     size, block = sizes[layer], layer
@@ -51,54 +59,48 @@ def find_layer(net: nn.Module, x: Tensor) -> str:
     return layer
 
 
-def overhear(net: nn.Module, x: Tensor, note: Callable[[str, nn.Module, Any, Any], None]) -> None:
-    """A forward pass of which each module's name, itself, its input and its output are noted.
+@dataclass(frozen=True)
+class LayerRow:
+    """What the table of layers says of one layer."""
 
-    With a graph, as a network may hook its own maps; but nothing is kept for a way back.
-    """
-    x = x.detach().clone().requires_grad_().clone()
-    empty = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
-    with ExitStack() as hooks, evaluating(net), torch.enable_grad(), empty, Watch(x):
-        for name, module in net.named_modules():
-            hooks.enter_context(module.register_forward_hook(partial(note, name)))
-        net(x)
+    name: str
+    type: str
+    shape: tuple[int, ...]  # of its output
+    parameters: int  # its own; 0 where the layer ran before
+    stride: Stride | None  # None where it is not known, or there is no map
 
 
-def layer_table(network: Network) -> str:
-    """Every layer in the order of the forward pass, then the sums; MB are of 32-bit numbers."""
-    net, (H, W) = network.net, network.size
-    x = torch.zeros(1, len(network.mean), H, W)
-    rows = [("layer (type)", "output shape", "parameters", "cumulative", "stride", "pad")]
-    counts: dict[nn.Module, int] = {}
-    numbers = 0
+def list_layers(net: nn.Module, x: Tensor) -> list[LayerRow]:
+    """Every layer without layers of its own, in the order in which they run for x (1, C, H, W)."""
+    rows: list[LayerRow] = []
+    counted: set[nn.Module] = set()
 
-    def note(name: str, module: nn.Module, _args: Any, out: Any) -> None:
-        nonlocal numbers
-        if any(module.children()) or not isinstance(out, Tensor):
+    def note(name: str, module: nn.Module, output: Any) -> None:
+        if any(module.children()) or not isinstance(output, Tensor):
             return
-        shape, stride = tuple(out.shape), getattr(out, STRIDE, None) if out.ndim == 4 else None
-        pads = lost((H, W), shape[2:], stride) if stride else ()
-        count = 0 if module in counts else sum(p.numel() for p in module.parameters())
-        counts[module] = counts.get(module, 0) + count
-        numbers += out.numel()
-        rows.append((f"{name} ({type(module).__name__})", str(shape), f"{count:,}",
-                     f"{sum(counts.values()):,}", each_axis(stride or ()), each_axis(pads)))
+        count = 0 if module in counted else sum(p.numel() for p in module.parameters())
+        counted.add(module)
+        stride = stride_of(output) if output.ndim == 4 else None
+        rows.append(LayerRow(name, type(module).__name__, tuple(output.shape), count, stride))
 
-    overhear(net, x, note)
-    total = sum(p.numel() for p in net.parameters())
-    if elsewhere := total - sum(counts.values()):
-        rows.append(("(in no layer of its own)", "", f"{elsewhere:,}", f"{total:,}", "", ""))
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    MB = [n * 4 / 2**20 for n in (x.numel(), 2 * numbers, total)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]),
-                        *map(str.rjust, row[2:], widths[2:])]).rstrip() for row in rows]
-    return "\n".join([*lines, "",
-        f"parameters: {total:,} total, {trained:,} trainable, {total - trained:,} non-trainable",
-        f"MB: input {MB[0]:.2f}, forward and backward {MB[1]:.2f}, parameters {MB[2]:.2f}, "
-        f"estimated total {sum(MB):.2f}"])
+    forward_with_hooks(net, x, note)
+    return rows
 
 
-def each_axis(numbers: Iterable[float]) -> str:
-    """One number where both axes agree, else down x across."""
-    return " x ".join(dict.fromkeys(f"{number:g}" for number in numbers))
+def forward_with_hooks(net: nn.Module, x: Tensor,
+                       note: Callable[[str, nn.Module, Any], None]) -> None:
+    """A forward pass that calls note(name, module, output) as each module ends.
+
+    With a graph, as a network may hook its own maps; but nothing is kept for a backward pass.
+    """
+
+    def hook(name: str, module: nn.Module, _args: Any, output: Any) -> None:
+        note(name, module, output)
+
+    x = x.detach().clone().requires_grad_().clone()
+    keep_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
+    recorder = ForwardRecorder(x)
+    with ExitStack() as hooks, eval_mode(net), torch.enable_grad(), keep_nothing, recorder:
+        for name, module in net.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(hook, name)))
+        net(x)

@@ -1,16 +1,27 @@
-"""What a method is: the weights alpha that it gives to the maps of the layer."""
+"""The methods: how each weighs the maps A of the explained layer. To add one, add a record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Method:
+    """One method: its formula, and what the command line, the figure and the table say of it."""
+
+    alpha: Callable[[Tensor, Tensor], Tensor]  # A and dyc_dA, both (B, K, u, v) -> (B, K)
+    title: str
+    assumes_relu: bool = False  # made for maps after a ReLU, which are nowhere negative
+    against: bool = False  # its map shows what speaks against the class
+
+
 def alpha_gradcam(_A: Tensor, dyc_dA: Tensor) -> Tensor:
-    """alpha_k = mean over (i, j) of dy_c / dA_k, eq. 1: (B, K, u, v) -> (B, K)."""
+    """alpha_k = mean over (i, j) of dy_c / dA_k, eq. 1 of the Grad-CAM paper."""
     return dyc_dA.mean((2, 3))
 
 
@@ -34,12 +45,9 @@ def alpha_counterfactual(A: Tensor, dyc_dA: Tensor) -> Tensor:
     return -alpha_gradcam(A, dyc_dA)
 
 
-METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gradcam": alpha_gradcam,
-    "gradcam++": alpha_gradcam_pp,
-    "xgradcam": alpha_xgradcam,
-    "counterfactual": alpha_counterfactual,
+METHODS = {
+    "gradcam": Method(alpha_gradcam, "Grad-CAM"),
+    "gradcam++": Method(alpha_gradcam_pp, "Grad-CAM++", assumes_relu=True),
+    "xgradcam": Method(alpha_xgradcam, "XGrad-CAM", assumes_relu=True),
+    "counterfactual": Method(alpha_counterfactual, "Counterfactual", against=True),
 }
-FOR_POSITIVE = {"gradcam++", "xgradcam"}  # made for maps after a ReLU
-CAMS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "xgradcam": "XGrad-CAM",
-        "counterfactual": "Counter-\nfactual"}

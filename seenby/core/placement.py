@@ -1,4 +1,4 @@
-"""Where a map lies in the picture."""
+"""Where a map lies in the picture: its pad, its enlargement, its blur."""
 
 from __future__ import annotations
 
@@ -11,48 +11,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seenby.errors import Complaint
+from seenby.errors import InputError
 
 Stride = tuple[int, int]  # pixels from cell to cell, down and across
 Pad = int | Literal["auto"]  # cells of zeros around the map; auto: as many as the borders cost
 
 
-def place(cells: Tensor, size: Sequence[int], stride: Stride | None,
+def place(L_c: Tensor, size: Sequence[int], stride: Stride | None,
           pad: Pad) -> tuple[tuple[float, float] | None, Tensor]:
-    """The cells (B, u, v) where they lie in a picture of size (H, W): the pads, and (B, H, W)."""
-    if pad == "auto" and stride and cells.shape[1:].numel() > 1:  # one cell alone stands for all
-        pads = lost(size, cells.shape[1:], stride)
-        rows, columns = (interpolation(S, n, p, cells.dtype, cells.device)
-                         for S, n, p in zip(size, cells.shape[1:], pads, strict=True))
-        return pads, rows @ (cells @ columns.T)
+    """Lay a map (B, u, v) over a picture of size (H, W): the pads, and the heat map (B, H, W).
+
+    The pads are None where the map was stretched because its stride is not known.
+    """
     if pad != "auto" and (not isinstance(pad, int) or pad < 0):
-        raise Complaint(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
+        raise InputError(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
+    cells = L_c.shape[1:]
+    if pad == "auto" and stride and cells.numel() > 1:  # one cell alone stands for all
+        pads = auto_pad(size, cells, stride)
+        rows, columns = (interpolation_matrix(S, n, p, L_c.dtype, L_c.device)
+                         for S, n, p in zip(size, cells, pads, strict=True))
+        return pads, rows @ (L_c @ columns.T)
     N = 0 if pad == "auto" else pad
-    stretched = F.interpolate(F.pad(cells, (N, N, N, N))[:, None], size, mode="bilinear")[:, 0]
-    return None if pad == "auto" else (N, N), stretched
+    heatmap = F.interpolate(F.pad(L_c, (N, N, N, N))[:, None], size, mode="bilinear")[:, 0]
+    return None if pad == "auto" else (N, N), heatmap
 
 
-def lost(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[float, float]:
+def auto_pad(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple[float, float]:
     """S pixels at stride s make S/s cells; what a map of n lacks was lost at its two borders."""
     down, across = ((S / s - n) / 2 for S, n, s in zip(size, cells, stride, strict=True))
     return down, across
 
 
 @lru_cache(64)
-def interpolation(S: int, n: int, pad: float, kind: torch.dtype, device: torch.device) -> Tensor:
+def interpolation_matrix(S: int, n: int, pad: float, dtype: torch.dtype,
+                         device: torch.device) -> Tensor:
     """(S, n) bilinear weights that draw n cells, padded on both sides, over S pixels."""
     p, j = torch.arange(S, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
     t = (p - (S - 1) / 2) * (n + 2 * pad) / S + (n - 1) / 2  # where pixel p falls among the cells
     zeros = max(0, math.floor(pad))  # whole cells of pad are zero,
     t = t.clamp(-zeros, n - 1 + zeros)  # and what is left of it repeats its neighbour
-    return F.relu(1 - (t[:, None] - j).abs()).to(kind).to(device)
+    return F.relu(1 - (t[:, None] - j).abs()).to(dtype).to(device)
 
 
-def blurred(L_c: Tensor, sigma: float) -> Tensor:
-    """(B, H, W), each pixel the mean of its neighbours under a Gaussian of sigma pixels."""
+def gaussian_blur(heatmap: Tensor, sigma: float) -> Tensor:
+    """(B, H, W), each pixel the weighted mean of its neighbours; sigma is in pixels.
+
+    The weights sum to 1 within the picture, so that its border does not darken.
+    """
     if not sigma:
-        return L_c
-    pixels = (torch.arange(S, dtype=L_c.dtype) for S in L_c.shape[1:])
-    # The softmax of a parabola is a Gaussian whose sum is 1: what lies outside does not count.
-    down, across = ((-(((p[:, None] - p) / max(sigma, 0.01)) ** 2) / 2).softmax(1) for p in pixels)
-    return down @ L_c @ across.T
+        return heatmap
+
+    def weights(S: int) -> Tensor:
+        p = torch.arange(S, dtype=heatmap.dtype)
+        gaussian = torch.exp(-(((p[:, None] - p) / max(sigma, 0.01)) ** 2) / 2)
+        return gaussian / gaussian.sum(1, keepdim=True)
+
+    H, W = heatmap.shape[1:]
+    return weights(H) @ heatmap @ weights(W).T

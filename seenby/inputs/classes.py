@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from seenby.errors import Complaint, complaining, nearest
+from seenby.errors import InputError, as_input_error, closest_names
 
 
-def class_names(text: str) -> tuple[str, ...]:
+def read_class_names(text: str) -> tuple[str, ...]:
     """From a file: one a line, or a JSON list."""
-    with complaining(text, "give a file of class names, one a line or a JSON list"):
+    with as_input_error(text, "give a file of class names, one a line or a JSON list"):
         content = Path(text).read_text(encoding="utf-8-sig")
         names = json.loads(content) if content.lstrip()[:1] in ("[", "{") else content.splitlines()
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
@@ -20,34 +22,47 @@ def class_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
-def class_number(name: str, classes: tuple[str, ...]) -> int | None:
+def names_for(C: int, given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """A name for each of C classes: those that were given, those known if they fit, or numbers."""
+    if given is None:
+        return tuple(known) if len(known) == C else tuple(map(str, range(C)))
+    if len(given) != C:
+        raise InputError(f"{len(given)} class names were given; the network has {C}: name each one")
+    twice = [name for name, count in Counter(given).items() if count > 1]
+    if twice:
+        raise InputError(f"the class name {twice[0]} appears twice; give each class one of its own")
+    return tuple(given)
+
+
+def class_index(name: str, classes: tuple[str, ...]) -> int | None:
     """A class by its name, however it is spelt, or by its number."""
-    numbers = numbered(classes)
-    if name in numbers:
-        return numbers[name]
+    indices = class_indices(classes)
+    if name in indices:
+        return indices[name]
     if name.isdecimal() and len(name) < 10 and int(name) < len(classes):
         return int(name)
-    return numbers.get(plain(name)) if re.search("[a-zA-Z]", name) else None
+    return indices.get(normalise_name(name)) if re.search("[a-zA-Z]", name) else None
 
 
 @cache
-def numbered(classes: tuple[str, ...]) -> dict[str, int]:
+def class_indices(classes: tuple[str, ...]) -> dict[str, int]:
+    """Name -> index, also under each name's normalised spelling."""
     exact = {name: c for c, name in enumerate(classes)}
-    return {plain(name): c for name, c in exact.items()} | exact
+    return {normalise_name(name): c for name, c in exact.items()} | exact
 
 
-def plain(name: str) -> str:
+def normalise_name(name: str) -> str:
     """n02391049_Polar-Bear -> polar bear"""
     return re.sub(r"^n\d{8}|[\W_]+", " ", name).strip().casefold()
 
 
-def target_of(word: str, classes: tuple[str, ...]) -> str | int:
-    """predicted and label as they are, a class by its number."""
+def target_class(word: str, classes: tuple[str, ...]) -> str | int:
+    """A word of --target: predicted and label as they are, a class by its index."""
     if word in ("predicted", "label"):
         return word
-    c = class_number(word, classes)
+    c = class_index(word, classes)
     if c is None:
-        named = "" if classes[0] == "0" else f", or a name: {nearest(word, classes)}"
-        raise Complaint(f"class {word} was given; the network has classes 0 to "
-                        f"{len(classes) - 1}: name one of these{named}")
+        named = "" if classes[0] == "0" else f", or a name: {closest_names(word, classes)}"
+        raise InputError(f"class {word} was given; the network has classes 0 to "
+                         f"{len(classes) - 1}: name one of these{named}")
     return c

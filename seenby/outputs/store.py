@@ -1,14 +1,22 @@
-"""The output folder: every file whole or not there."""
+"""The output folder: every file whole or not there, so that a run can be resumed.
+
+The pictures are cut into numbered batches. What a batch writes ends with its part of the table,
+7.csv in a folder named after the settings; a part that is there says that its batch is done. So
+--resume does the batches that have none, the ranks of torchrun share them out by number, and the
+table is the parts in their order.
+"""
 
 from __future__ import annotations
 
 import csv
 import itertools
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,126 +26,175 @@ import torch
 from PIL import Image
 
 from seenby.core.explanation import Explanation
-from seenby.inputs.networks import Network
+from seenby.errors import one_line
 from seenby.inputs.pictures import Picture
-from seenby.machine import STEM
-from seenby.outputs.figure import draw_grid
-from seenby.outputs.overlay import enlarged, overlay
+from seenby.outputs.colors import Style, enlarged, overlay
+from seenby.outputs.figure import panel_array, panel_colors
 from seenby.outputs.summary import Tally, nothing_explained
-from seenby.outputs.table import COLUMNS, Row, no_formula
+from seenby.outputs.table import COLUMNS, Row, escape_formulas
 
 if TYPE_CHECKING:
-    from seenby.pipeline import Options, Result
+    from matplotlib.figure import Figure
+
+STEM = "seenby"  # of the table's and the figure's names
 
 
-def write_block(number: int, results: list[Result], options: Options) -> None:
-    """Each picture, the maps, and, as all that is there now, the part of the table."""
-    for picture, explanations, _ in results:
-        if explanations and options.overlays == "all":
-            save_pictures(picture, explanations, options)
-    if options.save_maps:
-        save_maps(number, results, options)
-    if sys.platform != "win32":
-        os.sync()  # a power cut must not leave the part and take what it stands for
-    with table_in(options.parts / f"{number}.csv", options.parts) as table:
-        table.writerows(row for _, _, rows in results for row in rows)
+@dataclass(frozen=True)
+class Result:
+    """What became of a picture."""
+
+    picture: Picture
+    explanations: list[Explanation]  # target by target, methods within; none if not explained
+    rows: list[Row]  # of the table: one for each explanation, or one that says why there is none
 
 
-def save_maps(number: int, results: list[Result], options: Options) -> None:
-    """maps/000007.npz, one a block: numpy.load needs nothing else to read it."""
-    file = options.out / "maps" / f"{number:06}.npz"
-    pairs = [pair for _, found, rows in results for pair in zip(found, rows, strict=False)]
-    if not pairs:
-        file.unlink(missing_ok=True)  # an earlier run's
-        return
-    names = ("image", "target", "method")
-    arrays: dict[str, Any] = {name: [row[name] for _, row in pairs] for name in names}
-    for name in ("L_c", "R"):
-        maps = [getattr(explanation, name) for explanation, _ in pairs]
-        if maps[0] is not None:
-            arrays[name] = narrowed(torch.cat(maps).numpy(), options.save_maps)
-    with whole(file, options.parts) as part, part.open("wb") as opened:
-        np.savez(opened, **arrays)
+@dataclass(frozen=True)
+class OutputFolder:
+    """Where a run writes, and what of each picture."""
+
+    folder: Path
+    parts: Path  # for what is not complete: half-written files, and the batches' tables
+    style: Style
+    overlays: bool
+    raw: bool
+    panels: bool  # each panel of the figure as a picture of its own, too
+    save_maps: str | None  # float16 or float32
+    uncropped: bool
+    name_targets: bool  # in the names of files, as a picture has several
+    name_methods: bool
+
+    @classmethod
+    def forget_parts(cls, folder: Path) -> None:
+        """What runs into this folder began before, and did not finish."""
+        for parts in folder.glob(f".{STEM}.*.parts"):
+            shutil.rmtree(parts)
+
+    def write_batch(self, number: int, results: list[Result]) -> None:
+        """Each picture, the maps, and last, as all the rest is there now, the part of the table."""
+        for result in results:
+            if result.explanations:
+                self.save_pictures(result.picture, result.explanations)
+        if self.save_maps:
+            self.save_batch_maps(number, results, self.save_maps)
+        if sys.platform != "win32":
+            os.sync()  # a power cut must not leave the part and take what it stands for
+        with self.open_table(self.parts / f"{number}.csv") as table:
+            table.writerows(row for result in results for row in result.rows)
+
+    def save_pictures(self, picture: Picture, explanations: Sequence[Explanation]) -> None:
+        """raw/NAME.png, overlays/NAME.png, and with panels, cam/NAME.png and so on."""
+        assert picture.image is not None
+        base, box = enlarged(picture.image), None
+        if self.uncropped and picture.original:
+            base, box = picture.original, picture.crop_box
+        if self.raw:
+            self.save_image("raw", picture.name, picture.image)
+        for explanation in explanations:
+            name = file_name(picture.name, explanation, self.name_targets, self.name_methods)
+            if self.overlays:
+                self.save_image("overlays", name, overlay(base, explanation, self.style, box))
+            for panel in self.panel_folders():
+                values = panel_array(panel, picture, explanation, self.style)
+                colors = panel_colors(panel, values, self.style)
+                self.save_image(panel, name, Image.fromarray(colors))
+
+    def panel_folders(self) -> list[str]:
+        """The figure's panels that are written as pictures, too; these two are anyhow."""
+        return [p for p in self.style.panels if p not in ("raw", "overlay")] if self.panels else []
+
+    def save_image(self, folder: str, name: str, image: Image.Image) -> None:
+        with self.atomic_write(self.folder / folder / f"{name}.png") as path:
+            image.save(path, "PNG", compress_level=1)  # a third of the time, a third more bytes
+
+    def save_batch_maps(self, number: int, results: list[Result], dtype: str) -> None:
+        """maps/000007.npz, one a batch: numpy.load needs nothing else to read it."""
+        file = self.folder / "maps" / f"{number:06}.npz"
+        pairs = [pair for r in results for pair in zip(r.explanations, r.rows, strict=False)]
+        if not pairs:
+            file.unlink(missing_ok=True)  # an earlier run's
+            return
+        arrays: dict[str, Any] = {name: [row[name] for _, row in pairs]
+                                  for name in ("image", "target", "target_index", "method")}
+        for name in ("heatmap", "R"):
+            maps = [getattr(explanation, name) for explanation, _ in pairs]
+            if maps[0] is not None:
+                arrays[name] = to_float16_if_safe(torch.cat(maps).numpy(), dtype)
+        with self.atomic_write(file) as path, path.open("wb") as opened:
+            np.savez(opened, **arrays)
+
+    def finished_batches(self) -> list[int]:
+        finished = (part for part in self.parts.glob("[0-9]*.csv") if part.stat().st_size)
+        return sorted(int(part.stem) for part in finished)
+
+    def read_parts(self) -> Iterator[tuple[int, list[Row]]]:
+        """Batch by batch, the rows of a picture at a time."""
+        for number in self.finished_batches():
+            with (self.parts / f"{number}.csv").open(newline="", encoding="utf-8") as file:
+                table = csv.DictReader(file, COLUMNS)
+                for _, rows in itertools.groupby(table, itemgetter("image")):
+                    yield number, list(rows)
+
+    def merge_parts(self, columns: int, pick: str) -> Tally:
+        """Write all parts as one table; what is in it. Raise if no picture is explained.
+
+        columns: how many the figure has.
+        """
+        tally = Tally()
+        with self.open_table(self.folder / f"{STEM}.csv") as table:
+            table.writeheader()
+            for number, rows in self.read_parts():
+                tally.add(rows, number, columns)
+                table.writerows(map(escape_formulas, rows))
+            if not tally.explained:
+                shutil.rmtree(self.parts, ignore_errors=True)
+                raise nothing_explained(tally, pick)
+        return tally
+
+    def remove_other_maps(self) -> None:
+        """Those of an earlier run with more pictures."""
+        for file in (self.folder / "maps").glob("[0-9]*.npz"):
+            if file.stem.isdecimal() and not (self.parts / f"{int(file.stem)}.csv").exists():
+                file.unlink()
+
+    def written(self) -> str:
+        """What a run writes, in words."""
+        folders = ["overlays"] * self.overlays + ["raw"] * self.raw + self.panel_folders()
+        folders += ["maps"] * bool(self.save_maps)
+        beside = f"; {', '.join(f'{folder}/' for folder in folders)} beside them" if folders else ""
+        return f"{one_line(self.folder / STEM)}.png and .csv, run.json{beside}"
+
+    def save_figure(self, figure: Figure) -> None:
+        with self.atomic_write(self.folder / f"{STEM}.png") as path:
+            figure.savefig(path, format="png", metadata={"Software": None})
+
+    def save_json(self, name: str, content: Any) -> None:
+        with self.atomic_write(self.folder / name) as path:
+            text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+            path.write_text(text + "\n", encoding="utf-8")
+
+    @contextmanager
+    def open_table(self, path: Path) -> Iterator[csv.DictWriter[str]]:
+        with self.atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            yield csv.DictWriter(file, COLUMNS, lineterminator="\n")
+
+    def atomic_write(self, path: Path) -> AbstractContextManager[Path]:
+        return atomic_write(path, self.parts)
 
 
-def narrowed(values: np.ndarray, kind: str) -> np.ndarray:
+def file_name(name: str, explanation: Explanation, with_target: bool, with_method: bool) -> str:
+    """Of a picture's map: NAME, or of several classes or methods NAME@CLASS@METHOD."""
+    name += f"@{int(explanation.target)}" if with_target else ""
+    return name + (f"@{explanation.method}" if with_method else "")
+
+
+def to_float16_if_safe(values: np.ndarray, dtype: str) -> np.ndarray:
     """float16 ends at 65504 and is coarse below 0.0001: what is not in between stays float32."""
     top = np.abs(values).max()
-    return values.astype(kind if not top or 1e-3 < top < 65504 else "float32")
-
-
-def numbers_of(parts: Path) -> list[int]:
-    """The blocks that are done."""
-    found = (part for part in parts.glob("[0-9]*.csv") if part.stat().st_size)
-    return sorted(int(part.stem) for part in found)
+    return values.astype(dtype if not top or 1e-3 < top < 65504 else "float32")
 
 
 @contextmanager
-def table_in(path: Path, aside: Path) -> Iterator[csv.DictWriter[str]]:
-    """To write rows to; the file is whole or not there."""
-    with whole(path, aside) as part, part.open("w", newline="", encoding="utf-8") as file:
-        yield csv.DictWriter(file, COLUMNS, lineterminator="\n")
-
-
-def rows_in(parts: Path) -> Iterator[tuple[int, list[Row]]]:
-    """Block by block, the rows of a picture at a time."""
-    for number in numbers_of(parts):
-        with (parts / f"{number}.csv").open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file, COLUMNS)
-            for _, rows in itertools.groupby(table, itemgetter("image")):
-                yield number, list(rows)
-
-
-def merged(options: Options, total: int) -> Tally:
-    """All parts in one table, and what is in them."""
-    tally, parts = Tally(), options.parts
-    with table_in(options.out / f"{STEM}.csv", parts) as table:
-        table.writeheader()
-        for number, rows in rows_in(parts):
-            tally.add(rows, number, options.grid)
-            table.writerows(map(no_formula, rows) if rows[0]["target"] or rows[0]["note"] else ())
-        if not tally.explained:
-            shutil.rmtree(parts, ignore_errors=True)
-            raise nothing_explained(tally, options.pick)
-    found = tally.explained + len(tally.skipped)
-    if found != total and options.pick == "all":
-        tally.skipped.append(f"the pictures changed while they were read: {total} were listed, "
-                             f"{found} are in the table; run it again")
-    if options.save_maps:  # those of an earlier run with more pictures go
-        for file in (options.out / "maps").glob("[0-9]*.npz"):
-            if file.stem.isdecimal() and not (parts / f"{int(file.stem)}.csv").exists():
-                file.unlink()
-    return tally
-
-
-def save_figure(columns: list[tuple[Picture, Explanation]], network: Network,
-                options: Options) -> None:
-    pictures, explanations = zip(*columns, strict=True)
-    figure = draw_grid(pictures, explanations, network.classes, options.style)
-    with whole(options.out / f"{STEM}.png", options.parts) as part:
-        figure.savefig(part, format="png", metadata={"Software": None})
-
-
-def save_pictures(picture: Picture, explanations: Sequence[Explanation], options: Options) -> None:
-    """raw/NAME.png, and gradcam/NAME.png; of several classes or methods NAME@CLASS@METHOD.png."""
-    assert picture.image is not None
-    save(options.out / "raw" / f"{picture.name}.png", picture.image, options.parts)
-    base, box = (picture.whole, picture.box) if picture.whole else (enlarged(picture.image), None)
-    for explanation in explanations:
-        name = picture.name
-        name += f"@{int(explanation.target)}" if len(options.target) > 1 else ""
-        name += f"@{explanation.method}" if len(options.method) > 1 else ""
-        mixed = overlay(base, explanation, options.style, box)
-        save(options.out / "gradcam" / f"{name}.png", mixed, options.parts)
-
-
-def save(path: Path, image: Image.Image, aside: Path) -> None:
-    with whole(path, aside) as part:
-        image.save(part, "PNG", compress_level=1)  # a third of the time, and a third more bytes
-
-
-@contextmanager
-def whole(path: Path, aside: Path) -> Iterator[Path]:
+def atomic_write(path: Path, aside: Path) -> Iterator[Path]:
     """A file to write in another folder, which moves to its place when it is complete."""
     for folder in (path.parent, aside):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,100 +1,148 @@
-"""What a run says at its end."""
+"""What a run says at its end, in a few lines for a person."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from seenby.core.explanation import Explanation
-from seenby.core.layers import each_axis
-from seenby.core.placement import Pad
-from seenby.errors import Complaint, one_line
-from seenby.inputs.networks import Network
+from seenby.core.layers import LayerRow
+from seenby.core.placement import Pad, auto_pad
+from seenby.errors import InputError
 from seenby.inputs.pictures import SUFFIXES
-from seenby.machine import STEM
-from seenby.outputs.table import SKIPPED, Row
+from seenby.outputs.table import EXPLAINED, NOT_PICKED, SKIPPED, Row, notes_in
 
-if TYPE_CHECKING:
-    from seenby.pipeline import Options
+NO_PICTURES = "no pictures were given; give files or folders with " + " ".join(SUFFIXES)
 
 
 @dataclass
 class Tally:
-    """What the account needs to know of the rows that went by."""
+    """What the summary needs to know of the rows that went by."""
 
     explained: int = 0
-    skipped: list[str] = field(default_factory=list)
-    shown: dict[str, int] = field(default_factory=dict)  # pictures of the figure, and their blocks
+    not_picked: int = 0
+    skipped: list[str] = field(default_factory=list)  # why
+    in_figure: dict[str, int] = field(default_factory=dict)  # pictures, and their batches
     notes: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)  # by label
-    right: Counter[str] = field(default_factory=Counter)
+    correct: Counter[str] = field(default_factory=Counter)
 
-    def add(self, rows: list[Row], block: int, grid: int) -> None:
-        """The rows of one picture."""
-        label, predicted = rows[0]["label"], rows[0]["predicted"]
+    def add(self, rows: list[Row], batch: int, columns: int) -> None:
+        """The rows of one picture; columns: how many the figure has."""
+        label, predicted, status = (rows[0][name] for name in ("label", "predicted", "status"))
         if label and predicted:
             self.seen[label] += 1
-            self.right[label] += label == predicted
-        if not predicted:
+            self.correct[label] += label == predicted
+        if status == SKIPPED:
             self.skipped.append(rows[0]["note"])
-        elif rows[0]["target"]:
+        elif status == NOT_PICKED:
+            self.not_picked += 1
+        elif status == EXPLAINED:
             self.explained += 1
-            if self.explained * len(rows) <= grid or not self.shown:  # one picture at least
-                self.shown[rows[0]["image"]] = block
+            if self.explained * len(rows) <= columns or not self.in_figure:  # one at least
+                self.in_figure[rows[0]["image"]] = batch
             for row in rows:
-                self.notes.update(filter(None, row["note"].split("; ")))
+                self.notes.update(notes_in(row))
+
+    @property
+    def total(self) -> int:
+        return self.explained + self.not_picked + len(self.skipped)
 
 
-def nothing_explained(tally: Tally, pick: str) -> Complaint:
+def nothing_explained(tally: Tally, pick: str) -> InputError:
     if pick != "all" and not tally.skipped:
-        return Complaint(f"no picture is {pick} (of {tally.seen.total()} with a label); give "
-                         "others, or another --pick")
+        return InputError(f"no picture is {pick} (of {tally.seen.total()} with a label); give "
+                          "others, or another --pick")
     if not tally.skipped:
-        return Complaint("no pictures were given; give files or folders with " + " ".join(SUFFIXES))
-    first, *others = (note.removeprefix(SKIPPED) for note in tally.skipped)
-    return Complaint(first + (f" (and {len(others)} more that can't be read)" if others else ""))
+        return InputError(NO_PICTURES)
+    first, *others = tally.skipped
+    return InputError(first + (f" (and {len(others)} more that can't be read)" if others else ""))
 
 
-def account(network: Network, options: Options, tally: Tally, first: Explanation,
-            seconds: float) -> str:
-    """What was done, in a few lines for a person."""
-    size = " x ".join(str(n) for n in first.cells.shape[1:])
+def summary(network: str, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
+            columns: int, per_picture: int, written: str) -> str:
+    """The account of a run.
+
+    explanation: any of the run's. per_picture: how many of the figure's columns a picture has.
+    """
+    u, v = explanation.L_c.shape[1:]
     skipped = f", {len(tally.skipped)} skipped" if tally.skipped else ""
-    each = len(options.target) * len(options.method)  # columns of the figure for a picture
-    columns, shown = tally.explained * each, min(options.grid, len(tally.shown) * each)
-    figure = f"; the figure shows the first {shown}" if columns > shown else ""
-    figure += f" of {columns} columns" if figure and each > 1 else ""
-    seen, right = tally.seen.total(), tally.right.total()
-    accuracy = f"accuracy  {right} of {seen} with a label are right ({right / max(seen, 1):.1%})"
-    counts = (f"{name} {tally.right[name]}/{n}" for name, n in sorted(tally.seen.items()))
-    classes = ", ".join(words.replace(" ", "\N{NO-BREAK SPACE}") for words in counts)
-    beside = ["gradcam/", "raw/"] if options.overlays == "all" else []
-    beside += ["maps/"] if options.save_maps else []
-    folders = f"; {' and '.join(beside)} beside them" if beside else ""
+    skipped += f", {tally.not_picked} not picked" if tally.not_picked else ""
+    all_columns, shown = tally.explained * per_picture, len(tally.in_figure) * per_picture
+    shown = min(columns, shown)
+    figure = f"; the figure shows the first {shown}" if all_columns > shown else ""
+    figure += f" of {all_columns} columns" if figure and per_picture > 1 else ""
     return "\n".join([
-        f"network   {network.title}",
-        f"layer     {first.layer}, {first.alpha.shape[1]} maps of {size}",
-        f"pad       {pad_words(first, options.pad)}",
+        f"network   {network}",
+        f"layer     {explanation.layer}, {explanation.alpha.shape[1]} maps of {u} x {v}",
+        f"pad       {pad_sentence(explanation, pad)}",
         f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}{figure}",
-        *([accuracy] if seen else []),
-        *(f"          {line}" for line in textwrap.wrap(classes, 80)),
+        *accuracy_lines(tally),
         *(f"note      {words} ({n})" for words, n in tally.notes.items()),
-        f"written   {one_line(options.out / STEM)}.png and .csv{folders}",
-    ]).replace("\N{NO-BREAK SPACE}", " ")
+        f"written   {written}",
+    ])  # fmt: skip
 
 
-def pad_words(explanation: Explanation, asked: Pad) -> str:
+def accuracy_lines(tally: Tally) -> list[str]:
+    seen, correct = tally.seen.total(), tally.correct.total()
+    if not seen:
+        return []
+    space = "\N{NO-BREAK SPACE}"  # within a class and its count no line is broken
+    counts = (f"{name} {tally.correct[name]}/{n}" for name, n in sorted(tally.seen.items()))
+    wrapped = textwrap.wrap(", ".join(count.replace(" ", space) for count in counts), 70)
+    percent = f"{correct / seen:.1%}"
+    return [f"accuracy  {correct} of {seen} with a label are right ({percent})",
+            *(" " * 10 + line.replace(space, " ") for line in wrapped)]
+
+
+def pad_sentence(explanation: Explanation, asked: Pad) -> str:
     """The pad and why it is so."""
-    if explanation.cells[0].numel() == 1 and explanation.pad is None:
+    if explanation.pad is None and explanation.L_c[0].numel() == 1:
         return "none: the map is one cell, which stands for the whole picture"
     if explanation.pad is None:
-        return f"none: the stride up to {explanation.layer} is lost, the map is stretched"
+        return f"none: the stride up to {explanation.layer} is not known, the map is stretched"
     number = each_axis(explanation.pad)
     if asked != "auto" or explanation.stride is None:
         return f"{number}, as asked: cells of zeros around the map, then stretched"
-    size, cells = explanation.L_c.shape[1:], explanation.cells.shape[1:]
+    size, cells = explanation.heatmap.shape[1:], explanation.L_c.shape[1:]
     axes = zip(size, explanation.stride, cells, strict=True)
     why = (f"{S} pixels at stride {s} make {S / s:g} cells, the map has {n}" for S, s, n in axes)
     return f"{number}: {' and '.join(dict.fromkeys(why))}"
+
+
+def layer_table(layers: Sequence[LayerRow], net: nn.Module, size: tuple[int, int],
+                channels: int) -> str:
+    """Every layer in the order of the forward pass, then the sums; MB are of 32-bit numbers.
+
+    size and channels are those of the input for which the layers were listed.
+    """
+    rows = [("layer (type)", "output shape", "parameters", "cumulative", "stride", "pad")]
+    so_far = outputs = 0
+    for layer in layers:
+        so_far += layer.parameters
+        outputs += math.prod(layer.shape)
+        pads = auto_pad(size, layer.shape[2:], layer.stride) if layer.stride else ()
+        rows.append((f"{layer.name} ({layer.type})", str(layer.shape), f"{layer.parameters:,}",
+                     f"{so_far:,}", each_axis(layer.stride or ()), each_axis(pads)))
+    total = sum(p.numel() for p in net.parameters())
+    if elsewhere := total - so_far:
+        rows.append(("(in no layer of its own)", "", f"{elsewhere:,}", f"{total:,}", "", ""))
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    MB = [n * 4 / 2**20 for n in (channels * size[0] * size[1], 2 * outputs, total)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]),
+                        *map(str.rjust, row[2:], widths[2:])]).rstrip() for row in rows]
+    return "\n".join([*lines, "",
+        f"parameters: {total:,} total, {trained:,} trainable, {total - trained:,} non-trainable",
+        f"MB: input {MB[0]:.2f}, forward and backward {MB[1]:.2f}, parameters {MB[2]:.2f}, "
+        f"estimated total {sum(MB):.2f}"])  # fmt: skip
+
+
+def each_axis(numbers: Iterable[float]) -> str:
+    """One number where both axes agree, else down x across."""
+    return " x ".join(dict.fromkeys(f"{number:g}" for number in numbers))

@@ -1,49 +1,89 @@
-"""What the table says of a picture."""
+"""The table: what it says of a picture, and how its cells are kept from being formulas."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from seenby.core.explanation import Explanation
+from seenby.core.methods import METHODS
 from seenby.inputs.pictures import Picture
 
-Row = dict[str, str]  # of the table
+Row = dict[str, str]
+EXPLAINED, SKIPPED, NOT_PICKED = "explained", "skipped", "not picked"  # the values of status
+COLUMNS = ("image", "label", "status", "predicted", "predicted_probability", "target",
+           "target_index", "target_probability", "layer", "method", "note")
 NO_EVIDENCE = "no positive evidence"
-SKIPPED = "skipped: "  # so begins the note on a picture that is left out
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # so begins a cell that a spreadsheet would compute
-COLUMNS = ("image", "label", "predicted", "probability", "target", "layer", "method", "note")
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # so begins a cell that would be computed
 
 
-def table_row(picture: Picture, explanation: Explanation | None, classes: Sequence[str],
-              said: str = "") -> Row:
-    """What the table and the figure say of a picture; said: of one that is not explained."""
-    row = dict.fromkeys(COLUMNS, "") | {"image": picture.name, "label": picture.label}
-    if explanation is None:
-        return row | {"predicted": said, "note": "" if said else SKIPPED + picture.note}
-    probability, predicted = explanation.logits[0].softmax(0).max(0)
-    notes = [picture.note, "" if explanation.cells.any() else NO_EVIDENCE, unguided(explanation)]
-    if explanation.negative is not None and explanation.negative.any():
-        notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
-                     f"{explanation.layer} have negative values")
-    return row | {
-        "predicted": classes[int(predicted)],
-        "probability": f"{probability:.6f}",
-        "target": classes[int(explanation.target)],
+def explained_row(picture: Picture, explanation: Explanation, classes: Sequence[str]) -> Row:
+    """What the table and the figure say of one picture, one target and one method."""
+    probabilities = explanation.logits[0].softmax(0)
+    predicted, target = int(probabilities.argmax()), int(explanation.target)
+    return blank_row(picture, EXPLAINED) | {
+        "predicted": classes[predicted],
+        "predicted_probability": f"{probabilities[predicted]:.6f}",
+        "target": classes[target],
+        "target_index": str(target),
+        "target_probability": f"{probabilities[target]:.6f}",
         "layer": explanation.layer,
         "method": explanation.method,
-        "note": "; ".join(filter(None, notes)),
+        "note": "; ".join(filter(None, [picture.note, *notes_on(explanation)])),
     }
 
 
-def unguided(explanation: Explanation) -> str:
-    """Where the network has no ReLU, guided backpropagation is not defined."""
-    if explanation.R is None or (explanation.relus and not explanation.unguided):
+def skipped_row(picture: Picture) -> Row:
+    """Of a picture that could not be read, or that the network has no numbers for."""
+    return blank_row(picture, SKIPPED) | {"note": picture.note}
+
+
+def unpicked_row(picture: Picture, predicted: str, probability: float) -> Row:
+    """Of a picture that --pick left out."""
+    return blank_row(picture, NOT_PICKED) | {
+        "predicted": predicted, "predicted_probability": f"{probability:.6f}", "note": picture.note,
+    }  # fmt: skip
+
+
+def blank_row(picture: Picture, status: str) -> Row:
+    known = {"image": picture.name, "label": picture.label, "status": status}
+    return dict.fromkeys(COLUMNS, "") | known
+
+
+def notes_on(explanation: Explanation) -> list[str]:
+    """What a reader of the maps must know; empty strings among it."""
+    notes = ["" if explanation.L_c.any() else NO_EVIDENCE, guided_note(explanation)]
+    if explanation.negative_activations is not None and explanation.negative_activations.any():
+        notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
+                     f"{explanation.layer} have negative values")
+    return notes
+
+
+def guided_note(explanation: Explanation) -> str:
+    """Where the network has other activations than ReLU, guided backpropagation is not defined."""
+    if explanation.R is None or (explanation.relu_calls and not explanation.other_activations):
         return ""
-    others = ", ".join(explanation.unguided) or "any activation but ReLU"
-    how = "guided at the ReLUs, plain there" if explanation.relus else "the plain gradient is shown"
-    return f"guided backprop is not defined for {others}: {how}"
+    others = ", ".join(explanation.other_activations) or "any activation but ReLU"
+    partly, plain = "guided at the ReLUs, plain there", "the plain gradient is shown"
+    shown = partly if explanation.relu_calls else plain
+    return f"guided backprop is not defined for {others}: {shown}"
 
 
-def no_formula(row: Row) -> Row:
-    """For a spreadsheet an apostrophe makes a cell text."""
-    return {head: f"'{cell}" if cell.startswith(FORMULA) else cell for head, cell in row.items()}
+def notes_in(row: Row) -> list[str]:
+    """The notes of a row, of which a skipped picture has one."""
+    notes = [row["note"]] if row["status"] == SKIPPED else row["note"].split("; ")
+    return list(filter(None, notes))
+
+
+def method_title(method: str) -> str:
+    """As the figure and the gallery say it; a table of another version may have other methods."""
+    return METHODS[method].title if method in METHODS else method
+
+
+def escape_formulas(row: Row) -> Row:
+    """An apostrophe makes a cell text for a spreadsheet."""
+    return {column: f"'{cell}" if cell.startswith(FORMULA_PREFIXES) else cell
+            for column, cell in row.items()}
+
+
+def unescape_formula(cell: str) -> str:
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA_PREFIXES) else cell

@@ -1,4 +1,4 @@
-"""A map in colours, and over its picture."""
+"""A map in colours, by itself and over its picture."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
 
 from seenby.core.explanation import Explanation
+from seenby.errors import InputError
 from seenby.inputs.pictures import Box
 from seenby.outputs.table import NO_EVIDENCE
+
+DEFAULT_PANELS = ("raw", "cam", "guided", "guided-cam")
 
 
 @dataclass(frozen=True)
 class Style:
     """What a figure shows, and in which colours."""
 
-    panels: Sequence[str] = ("raw", "gradcam", "guided", "guided-gradcam")
+    panels: Sequence[str] = DEFAULT_PANELS
     colormap: str = "jet"
     opacity: float = 0.5
 
-    def paint(self, values: np.ndarray, signed: bool = False) -> np.ndarray:
-        """(H, W) in colours, (H, W, 3) bytes: a map from 0 to its maximum, a signed one around 0.
+    def colorize(self, values: np.ndarray, signed: bool = False) -> np.ndarray:
+        """(H, W) to bytes (H, W, 3): a map from 0 to its maximum, a signed one around 0.
 
         A few pixels of a gradient are far larger than the rest: its top two in a thousand saturate.
         """
@@ -33,22 +37,32 @@ class Style:
         values = values / (top or size.max() or 1)
         values = (values + 1) / 2 if signed else values
         steps = (values * 256).clip(0, 255).astype(np.uint8)
-        return colours("RdBu_r" if signed else self.colormap).take(steps, axis=0)
+        return color_table("RdBu_r" if signed else self.colormap).take(steps, axis=0)
 
 
 @cache
-def colours(colormap: str) -> np.ndarray:
-    """(256, 3) bytes, from 0 to 1: looked up here, as matplotlib makes its table for each image."""
+def color_table(colormap: str) -> np.ndarray:
+    """(256, 3) bytes, from 0 to 1; kept, as matplotlib makes its table anew for each image."""
     from matplotlib import colormaps
 
     table: np.ndarray = colormaps[colormap](np.arange(256), bytes=True)[:, :3]
     return np.ascontiguousarray(table)
 
 
-def overlay(image: Image.Image, explanation: Explanation, style: Style,
+def array_of(maps: Tensor) -> np.ndarray:
+    """Of a batch of one: its map, as numbers that can be drawn."""
+    if len(maps) != 1:
+        raise InputError(f"an explanation of {len(maps)} pictures was given; iterate over it, each "
+                         "picture has one of its own")
+    array: np.ndarray = maps[0].float().cpu().numpy()
+    return array
+
+
+def overlay(image: Image.Image, explanation: Explanation, style: Style | None = None,
             box: Box | None = None) -> Image.Image:
-    """The map over a picture of any size; box is the part of it that the network saw."""
-    (W, H), (h, w) = image.size, explanation.L_c.shape[1:]
+    """The heat map over a picture of any size; box is the part of it that the network saw."""
+    style, heatmap = style or Style(), array_of(explanation.heatmap)
+    (W, H), (h, w) = image.size, heatmap.shape
     left, top, right, bottom = box or (0, 0, W, H)
     x, y = w / (right - left), h / (bottom - top)
     x1, y1 = min(W - 1, max(0, round(left))), min(H - 1, max(0, round(top)))
@@ -59,16 +73,21 @@ def overlay(image: Image.Image, explanation: Explanation, style: Style,
               min(w, (x2 - left) * x), min(h, (y2 - top) * y))
     picture = image.convert("RGB")
     under = picture.crop(seen)
-    L_c = Image.fromarray(explanation.L_c[0].numpy())  # enlarged first, and coloured then
-    heat = style.paint(np.asarray(L_c.resize(under.size, Image.Resampling.BILINEAR, within)))
+    # Enlarged first, and coloured then.
+    large = Image.fromarray(heatmap).resize(under.size, Image.Resampling.BILINEAR, within)
+    heat = style.colorize(np.asarray(large))
     mixed = Image.blend(under, Image.fromarray(heat), style.opacity)
-    if not explanation.cells.any() and min(mixed.size) >= 100:  # on less it could not be read
-        font = ImageFont.load_default(min(mixed.size) / 12)
-        middle = mixed.width / 2, mixed.height / 10
-        ImageDraw.Draw(mixed).text(middle, NO_EVIDENCE, "white", font, "mm",
-                                   stroke_width=2, stroke_fill="black")
+    if not explanation.L_c.any() and min(mixed.size) >= 100:  # on less it could not be read
+        write_across(mixed, NO_EVIDENCE)
     picture.paste(mixed, (x1, y1))
     return picture
+
+
+def write_across(image: Image.Image, words: str) -> None:
+    font = ImageFont.load_default(min(image.size) / 12)
+    place = image.width / 2, image.height / 10
+    ImageDraw.Draw(image).text(place, words, "white", font, "mm", stroke_width=2,
+                               stroke_fill="black")
 
 
 def enlarged(image: Image.Image) -> Image.Image:

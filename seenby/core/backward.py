@@ -1,0 +1,70 @@
+"""The backward passes: from the logits to A, and guided to the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seenby.errors import as_input_error
+
+GRAPH_HINT = "or switch off no_grad and checkpoints within the network"
+
+
+def head_gradients(logits: Tensor, A: Tensor, dyc_dy: Tensor) -> list[Tensor]:
+    """dy_c / dA (B, K, u, v) of every target: where it can be, by one walk through the head.
+
+    dyc_dy: (T, B, C), the gradient of each target's y_c with respect to the logits.
+    """
+    if len(dyc_dy) > 1:
+        with suppress(RuntimeError):  # group norm, for one, is not made for several at once
+            walk = torch.autograd.grad(logits, A, dyc_dy, retain_graph=True, is_grads_batched=True)
+            return list(walk[0])
+    return [gradient(logits, seed, A, retain_graph=True) for seed in dyc_dy]
+
+
+def guided_backprop(relu_nodes: Sequence[Any], A: Tensor, logits: Tensor, x: Tensor,
+                    dyc_dy: Tensor) -> list[Tensor]:
+    """R (B, C, H, W) of every target: dy_c / dx with every ReLU guided from here on."""
+    for node in relu_nodes:
+        node.register_hook(keep_positive)
+    y, seeds, last = logits, list(dyc_dy), len(dyc_dy) - 1
+    fix = f"explain without guided maps, {GRAPH_HINT}"
+    with as_input_error("the pixels do not lead to the logits", fix):
+        if last and every_path_passes(A, logits, x):  # they share the walk through the head
+            y, seeds = A, head_gradients(logits, A, dyc_dy)
+        return [gradient(y, seed, x, retain_graph=t < last) for t, seed in enumerate(seeds)]
+
+
+def keep_positive(grad_inputs: Sequence[Tensor | None], _grad_outputs: Any) -> None:
+    """Hook on a ReLU's node: clamp its gradient at 0 from below, in place.
+
+    Clamped behind the ReLU's own backward pass (which multiplies by 0 or 1: before it would be the
+    same), its tensor is nobody else's: in place it costs a fiftieth of VGG-16's time, not a tenth.
+    """
+    for grad_input in grad_inputs:
+        if grad_input is not None:
+            grad_input.clamp_(min=0)
+
+
+def gradient(y: Tensor, seed: Tensor, x: Tensor, *, retain_graph: bool) -> Tensor:
+    """d(y * seed).sum() / dx.
+
+    The gradient of one number: where gradients are handed over, PyTorch compares their shapes with
+    SymPy's help, whose import takes half a second and 50 MB.
+    """
+    return torch.autograd.grad((y * seed).sum(), x, retain_graph=retain_graph)[0]
+
+
+def every_path_passes(A: Tensor, y: Tensor, x: Tensor) -> bool:
+    """Whether every path back from y to the pixels x leads through A."""
+    visited: set[Any] = {(A.grad_fn, A.output_nr)}
+    to_visit: list[Any] = [(y.grad_fn, y.output_nr)]
+    while to_visit:
+        if (edge := to_visit.pop()) not in visited:
+            visited.add(edge)
+            to_visit += edge[0].next_functions if edge[0] else ()
+    return all(getattr(node, "variable", None) is not x for node, _ in visited)

@@ -1,0 +1,143 @@
+"""One forward pass, seen operation by operation: A, its stride, the ReLUs, the ending."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from seenby.core.placement import Stride
+
+STRIDE, LOGITS = "_seenby_stride", "_seenby_logits"  # what is noted on the network's tensors
+RELU, MAXIMUM = {"relu", "relu6"}, {"maximum", "max", "fmax"}
+LOWER_BOUND_ARGUMENT = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
+                        "threshold": "threshold", "leaky_relu": "negative_slope"}
+OTHER_ACTIVATIONS = {
+    "silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu", "rrelu",
+    "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid", "log_sigmoid", "glu",
+    "hardshrink", "softshrink", "tanhshrink", "where", "lstm", "gru", "rnn_tanh", "rnn_relu",
+}  # fmt: skip
+ACTIVATIONS = {*RELU, *MAXIMUM, *LOWER_BOUND_ARGUMENT, *OTHER_ACTIVATIONS}
+STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
+
+
+class ForwardRecorder(TorchFunctionMode):
+    """While it is active, every operation of a forward pass goes through it, however it is spelt.
+
+    It keeps A of the target layer, notes on each tensor its total stride, and finds every ReLU:
+    module, shared, in-place or functional.
+    """
+
+    A: Any = None  # the target layer's output
+
+    def __init__(self, x: Tensor,
+                 replacements: Mapping[Any, Callable[..., Tensor]] | None = None) -> None:
+        super().__init__()
+        setattr(x, STRIDE, (1, 1))
+        self.replacements = replacements or {}  # a function -> what is called in its place
+        self.relu_calls = 0
+        self.relu_nodes: list[Any] = []  # in autograd's graph
+        self.other_activations = dict[str, None]()  # a set that keeps its order
+
+    def keep_activations(self, _module: nn.Module, args: Any, output: Any) -> Any:
+        """Forward hook on the target layer; the network goes on with a copy of A.
+
+        What follows in place, as a ReLU may, can then not overwrite A.
+        """
+        self.A = output
+        if not isinstance(output, Tensor):
+            return output
+        if any(output is given for given in args):  # which others have, and may overwrite
+            self.A = output = output.clone()
+        if not output.requires_grad:
+            output.requires_grad_()
+            torch.set_grad_enabled(True)  # until the forward pass ends
+        return output.clone()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
+        if name in ACTIVATIONS:
+            out = self.activation(name, func, args, kwargs)
+        else:
+            out = (self.replacements.get(func, func) if args else func)(*args, **kwargs)
+        for tensor in tensors_in((out,)):
+            if stride := output_stride(name, args, kwargs, tensor):
+                setattr(tensor, STRIDE, stride)
+        if name.endswith("softmax"):
+            setattr(out, LOGITS, (out._version, argument(args, kwargs, 0, "input")))
+        return out
+
+    def activation(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call it; note a ReLU's node in the graph, and any other activation by its name."""
+        if not is_relu(name, args, kwargs):
+            out = func(*args, **kwargs)
+            if name in OTHER_ACTIVATIONS:
+                self.other_activations[name] = None
+            return out
+        view = args[0] if args and args[0]._is_view() else None
+        if view is not None:  # in place, the gradient of its base would hide the ReLU's own
+            args = (view.clone(), *args[1:])
+        out = func(*args, **kwargs)
+        if out.is_floating_point():
+            self.relu_calls += 1
+            if out.requires_grad:
+                self.relu_nodes.append(out.grad_fn)
+            elif any(tensor.requires_grad for tensor in tensors_in(args)):
+                self.other_activations[f"{name} in an autograd.Function"] = None
+        return view.copy_(out) if view is not None and out is args[0] else out
+
+
+def logits_of(output: Any) -> Any:
+    """What a final softmax was given, if nothing has changed its result since; else the output."""
+    if not isinstance(output, Tensor):
+        return output
+    version, logits = getattr(output, LOGITS, (None, None))
+    return logits if version == output._version else output
+
+
+def is_relu(name: str, args: Any, kwargs: Any) -> bool:
+    """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
+    if name in MAXIMUM:
+        both = list(tensors_in((*args, *kwargs.values())))
+        return len(both) == 2 and any(map(is_zero, both))
+    if name in LOWER_BOUND_ARGUMENT:
+        return is_zero(argument(args, kwargs, 1, LOWER_BOUND_ARGUMENT[name]))
+    return name in RELU
+
+
+def is_zero(value: Any) -> bool:
+    return value is not None and bool((torch.as_tensor(value) == 0).all())
+
+
+def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
+    """Multiplied by convolution and pooling, kept where the size is kept, else None: not known."""
+    for tensor in tensors_in((*args, *kwargs.values())):
+        stride: Stride | None = getattr(tensor, STRIDE, None)
+        if stride and name in STRIDE_POSITION:
+            step = argument(args, kwargs, STRIDE_POSITION[name], "stride")
+            if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
+                step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
+            down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
+            return stride[0] * down, stride[1] * across
+        if stride and (name == "pad" or tensor.shape[-2:] == out.shape[-2:]):
+            return stride
+    return None
+
+
+def stride_of(tensor: Tensor) -> Stride | None:
+    """Its total stride in the forward pass that is being recorded."""
+    return getattr(tensor, STRIDE, None)
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among some values and in the lists among them."""
+    return (t for value in values for t in (value if isinstance(value, (list, tuple)) else (value,))
+            if isinstance(t, Tensor))
+
+
+def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)

@@ -26,13 +26,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from seenby.core.methods import METHODS
 from seenby.errors import InputError, as_input_error, one_line
-from seenby.outputs.store import atomic_write
+from seenby.options import Parser
+from seenby.outputs.store import STEM, atomic_write
 from seenby.outputs.table import (
     COLUMNS,
     EXPLAINED,
     NO_EVIDENCE,
+    NOT_GUIDED,
     NOT_PICKED,
+    PARTLY_GUIDED,
     SKIPPED,
     Row,
     method_title,
@@ -43,7 +47,7 @@ from seenby.outputs.table import (
 Card = dict[str, Any]  # a picture as the page's script reads it
 GENERATOR = '<meta name="generator" content="seenby.gallery">'
 FIX = "give the folder that a run of seenby wrote into, or its table"
-PANEL_TITLES = {"cam": "heat map", "guided": "guided backprop", "guided-cam": "guided Grad-CAM"}
+PANEL_FOLDERS = ("overlays", "cam", "guided", "guided-cam")  # of each map, as the page shows them
 
 
 def write(given: Path) -> str:
@@ -54,15 +58,17 @@ def write(given: Path) -> str:
         raise InputError(f"{index} is there, and not from this program; move it elsewhere")
     with atomic_write(index, index.parent) as part:
         part.write_text(page(run), encoding="utf-8", newline="\n")
-    drawn = "" if run.files["overlays"] else "; no overlay is there, as after --no-overlays"
+    drawn = "" if run.files.get("overlays") else "; no overlay is there, as after --no-overlays"
     pictures = f"{len(run.groups):,} picture{'s' * (len(run.groups) > 1)}"
     return f"{pictures}: open {one_line(index)} in a browser{drawn}"
 
 
 def find_table(given: Path) -> Path:
-    """The table itself, or the only one in a folder."""
+    """The table itself; of a folder the run's, or the only one."""
     if not given.is_dir():
         return given
+    if (table := given / f"{STEM}.csv").exists():
+        return table
     tables = sorted(given.glob("*.csv"))
     if len(tables) != 1:
         names = f" ({', '.join(table.name for table in tables)})" if tables else ""
@@ -93,19 +99,26 @@ class WrittenRun:
             if row["status"] != NOT_PICKED:  # of which nothing was written
                 self.groups.setdefault(row["image"], []).append(row)
         self.explained = [row for row in self.rows if row["status"] == EXPLAINED]
+        self.methods = dict.fromkeys(row["method"] for row in self.explained)
+        self.has_targets = any(len(rows) > len(self.methods) for rows in self.groups.values())
         self.files = {folder: {file.name for file in table.parent.glob(f"{folder}/*.png")}
-                      for folder in ("raw", "overlays", *PANEL_TITLES)}
+                      for folder in written_folders(table)}
 
-    def file(self, folder: str, row: Row) -> str:
-        """The address of a row's picture in a folder; "" if there is none.
+    def address(self, folder: str, name: str) -> str:
+        """Of the file NAME.png; "" if there is none."""
+        return f"{folder}/{quote(name)}.png" if f"{name}.png" in self.files.get(folder, ()) else ""
 
-        It is NAME.png, or of several classes or methods NAME@CLASS@METHOD.png.
-        """
-        target, method = f"@{row['target_index']}", f"@{row['method']}"
-        for suffix in (target + method, target, method, ""):
-            if (name := f"{row['image']}{suffix}.png") in self.files[folder]:
-                return f"{folder}/{quote(name)}"
-        return ""
+    def map(self, row: Row) -> dict[str, Any]:
+        """A row's map: its panels are NAME.png, or of several maps NAME@CLASS@METHOD.png."""
+        name = row["image"] + (f"@{row['target_index']}" if self.has_targets else "")
+        name += f"@{row['method']}" if len(self.methods) > 1 else ""
+        titles = zip(PANEL_FOLDERS, panel_titles(row), strict=True)
+        panels = ((title, self.address(folder, name)) for folder, title in titles)
+        return {
+            "target": row["target"], "probability": probability(row["target_probability"]),
+            "method": method_title(row["method"]), "empty": NO_EVIDENCE in notes_in(row),
+            "panels": [panel for panel in panels if panel[1]],
+        }  # fmt: skip
 
     def card(self, rows: list[Row]) -> Card:
         """Of one picture: its rows, a map for each of them."""
@@ -120,19 +133,9 @@ class WrittenRun:
             "name": first["image"], "label": label, "predicted": predicted,
             "probability": probability(first["predicted_probability"]),
             "state": "right" if label and label == predicted else state,
-            "empty": NO_EVIDENCE in notes,
+            "empty": NO_EVIDENCE in notes, "raw": self.address("raw", first["image"]),
             "notes": [note for note in notes if note != NO_EVIDENCE],
-            "raw": f"raw/{quote(first['image'])}.png"
-            if f"{first['image']}.png" in self.files["raw"] else "",
             "maps": [self.map(row) for row in explained.values()],
-        }  # fmt: skip
-
-    def map(self, row: Row) -> dict[str, Any]:
-        panels = ((title, self.file(folder, row)) for folder, title in PANEL_TITLES.items())
-        return {
-            "target": row["target"], "probability": probability(row["target_probability"]),
-            "method": method_title(row["method"]), "empty": NO_EVIDENCE in notes_in(row),
-            "file": self.file("overlays", row), "panels": [pair for pair in panels if pair[1]],
         }  # fmt: skip
 
     def accuracy(self) -> str:
@@ -152,12 +155,10 @@ class WrittenRun:
                 yield term, one_line(file.name), quote(os.fsencode(file.name))
         yield "Written", f"{datetime.fromtimestamp(self.table.stat().st_mtime):%d %B %Y, %H:%M}", ""
         if self.explained:
-            own = all(row["target_index"] and row["target"] == row["predicted"]
-                      for row in self.explained)
+            own = all(row["target"] == row["predicted"] for row in self.explained)
             targets = dict.fromkeys(row["target"] for row in self.explained)
-            methods = dict.fromkeys(method_title(row["method"]) for row in self.explained)
             yield "Explained", "the predicted class" if own else first_of(targets), ""
-            yield "Method", first_of(methods), ""
+            yield "Method", first_of(map(method_title, self.methods)), ""
             yield "Layer", first_of(dict.fromkeys(row["layer"] for row in self.explained)), ""
         if maps := len([*self.table.parent.glob("maps/[0-9]*.npz")]):
             yield "Maps", f"as numbers, {maps} files in maps/", ""
@@ -165,7 +166,28 @@ class WrittenRun:
         for note, count in notes.most_common(5):
             yield "Note", f"{note} ({count:,})", ""
         if unpicked := sum(row["status"] == NOT_PICKED for row in self.rows):
-            yield "Not picked", f"{unpicked:,} pictures, which count for the accuracy alone", ""
+            yield "Not picked", f"{unpicked:,}, which count for the accuracy alone", ""
+
+
+def written_folders(table: Path) -> tuple[str, ...]:
+    """As run.json has it, since an earlier run may have left more; without it, all there may be."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        settings = json.loads(table.with_name("run.json").read_text(encoding="utf-8"))["settings"]
+        panels = settings["style"]["panels"] if settings["gallery"] else ()
+        return tuple(f for f in ("raw", *PANEL_FOLDERS) if settings.get(f, f in panels))
+    return ("raw", *PANEL_FOLDERS)
+
+
+def panel_titles(row: Row) -> tuple[str, ...]:
+    """Of PANEL_FOLDERS; nothing is called guided that is not, as in the figure."""
+    method, colors = method_title(row["method"]), "red for, blue against"
+    is_against = row["method"] in METHODS and METHODS[row["method"]].against
+    guided, cam = "guided backprop", f"guided {method}"
+    if NOT_GUIDED in row["note"]:
+        guided, cam = "plain gradient", f"plain gradient \N{MULTIPLICATION SIGN} {method}"
+    partly = "partly " * (PARTLY_GUIDED in row["note"])
+    return ("overlay", "heat map" + ": what speaks against it" * is_against,
+            f"{partly}{guided}: {colors}", f"{partly}{cam}: {colors}")
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -189,18 +211,13 @@ def first_of(words: Iterable[str], most: int = 12) -> str:
 def page(run: WrittenRun) -> str:
     """The template with the run in it; only its own script and style may work there."""
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    script, style = (
-        re.findall(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[0] for tag in ("script", "style")
-    )
+    script, style = (re.findall(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[0]
+                     for tag in ("script", "style"))
     pictures = [run.card(run.groups[name]) for name in sorted(run.groups, key=natural)]
     classes = {p[head] for p in pictures for head in ("label", "predicted")} - {""}
-    content = {
-        "title": one_line(run.table.stem),
-        "accuracy": run.accuracy(),
-        "classes": sorted(classes, key=natural),
-        "settings": list(run.settings()),
-        "pictures": pictures,
-    }
+    content = {"title": one_line(run.table.stem), "accuracy": run.accuracy(),
+               "classes": sorted(classes, key=natural), "settings": list(run.settings()),
+               "pictures": pictures}  # fmt: skip
     parts = {
         "GENERATOR": GENERATOR,
         "POLICY": f"default-src 'none'; script-src {hashed(script)}; style-src {hashed(style)}; "
@@ -217,8 +234,8 @@ def hashed(source: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="seenby.gallery", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="seenby.gallery", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder that a run wrote into, or its table")
     try:
         print(write(parser.parse_args(argv).run))

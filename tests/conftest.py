@@ -1,4 +1,4 @@
-"""Makes the script importable, and torchvision with it, which the reference libraries import."""
+"""What the tests share: the repository on the path, the course network, and eight digits."""
 
 import os
 import sys
@@ -10,18 +10,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "benchmarks"), str(ROOT / "report")]
+FOLDERS = [str(ROOT), *(str(ROOT / name) for name in ("tests", "tools", "benchmarks", "report"))]
+sys.path[:0] = FOLDERS
+os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS[:2])  # for the processes that tests start
 
 
 def pytest_configure(config):
-    """Not in the process that only hands out the tests: the imports alone take seconds."""
+    """torchvision, which the reference libraries import; not in the process that only hands out."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
-        import SID_a4
+        from seenby.machine import import_torchvision
 
-        SID_a4.import_torchvision()
+        import_torchvision()
 
 
-LONGEST = ["test_long_runs", "test_survives", "test_report", "test_gallery", "test_run"]
+LONGEST = ["test_long_runs", "test_survives", "test_report", "test_gallery", "test_pipeline"]
 
 
 def pytest_collection_modifyitems(items):
@@ -39,14 +41,25 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def network():
-    """The network as it is shipped."""
-    import SID_a4
+    """The course network with its shipped weights, as the tool sees it."""
+    from course import course_network
 
-    return SID_a4.load_network()
+    return course_network()
 
 
 @pytest.fixture(scope="session")
 def digits(network):
-    import SID_a4
+    """The eight example digits, read by the script, as pictures of the tool with their labels."""
+    from course import example_digits
 
-    return list(SID_a4.read_pictures([ROOT / "data"], network))
+    return example_digits()
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory, digits):
+    """0/image_0.png to 7/image_7.png: a sub-folder's name is the label."""
+    folder = tmp_path_factory.mktemp("digits")
+    for digit in digits:
+        (folder / digit.label).mkdir()
+        digit.image.save(folder / digit.label / f"{digit.name}.png")
+    return folder

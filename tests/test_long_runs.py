@@ -1,4 +1,4 @@
-"""What 50,000 pictures need: blocks, workers, interruptions, many processes, flat memory."""
+"""What 50,000 pictures need: batches, workers, interruptions, many processes, flat memory."""
 
 import csv
 import fcntl
@@ -17,48 +17,65 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from course import COURSE, FEED, ROOT, WEIGHTS
 from PIL import Image
 
-import SID_a4
-from SID_a4 import HERE, main
+from seenby import Picture, explain, explain_many
+from seenby import batch as batch_module
+from seenby import pipeline
+from seenby.batch import to_cpu
+from seenby.command_line import main
+from seenby.machine import Ranks, threads_for
+from seenby.options import parse_settings
+from seenby.outputs.store import OutputFolder, Result
+from seenby.outputs.table import NOT_PICKED, explained_row, unpicked_row
 
-SCRIPT = str(HERE / "SID_a4.py")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and terminals")
+PYTHON = (sys.executable, "-m", "seenby")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TOOL = (*TORCHRUN, "-m", "seenby")
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, digits):
-    """A .json of 180 different pictures with labels, of which one in nine is wrong."""
+    """180 different pictures in an order of their own, each in a folder that is its label.
+
+    The network gets right the first nine, the nine after the first 72, and so on.
+    """
     rng = np.random.default_rng(0)
-    items = []
+    root = tmp_path_factory.mktemp("many")
     for i in range(180):
         pixels = np.asarray(digits[i % 8].image, int) * rng.uniform(0.7, 1)
-        items.append({"image": pixels.astype(int).tolist(), "label": (i % 9) % 8})
-    path = tmp_path_factory.mktemp("many") / "many.json"
-    path.write_text(json.dumps(items))
-    return path
+        folder = root / f"{i:03}" / str((i % 9) % 8)
+        folder.mkdir(parents=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"image_{i}.png")
+    return root
 
 
 @pytest.fixture(scope="module")
 def at_once(many, tmp_path_factory):
     """What a run writes that nothing disturbs, on two cores; each process of torchrun has one."""
-    out = tmp_path_factory.mktemp("at_once")
-    command(many, out, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    before, out = torch.get_num_threads(), tmp_path_factory.mktemp("at_once")
+    torch.set_num_threads(2)
+    try:
+        assert main(arguments(many, out)) == 0
+    finally:
+        torch.set_num_threads(before)
     return contents(out)
 
 
-def arguments(source, out):
+def arguments(source, out, *more):
     options = ["--batch-size", "8", "--save-maps", "float32", "--workers", "0"]
-    return [str(source), "--out", str(out), *options]
+    return [str(source), "--out", str(out), *COURSE, *options, *more]
 
 
-def command(source, out, *more, launcher=(sys.executable,), **how):
-    words = [*launcher, SCRIPT, *arguments(source, out), *more]
+def command(source, out, *more, launcher=PYTHON, **how):
+    words = [*launcher, *arguments(source, out, *more)]
     return subprocess.run(words, capture_output=True, text=True, **how)
 
 
@@ -67,18 +84,19 @@ def contents(out):
 
 
 def same_files(found, expected):
-    """Byte for byte: the table, the maps, the figure and every picture."""
+    """Byte for byte: the table, the maps, the figure, the record and every picture."""
     assert found.keys() == expected.keys()
     for name in found:
         assert found[name] == expected[name], name
 
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-
-
 def table(out):
-    with (out / "SID_a4.csv").open(newline="") as file:
+    with (out / "seenby.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def picked(out):
+    return [row for row in table(out) if row["status"] == "explained"]
 
 
 # ------------------------------------------------------------------------------ interruptions
@@ -88,48 +106,68 @@ class Stop(Exception):
     pass
 
 
-def stop_after(monkeypatch, blocks):
-    """Lets so many blocks be written, then fails in the middle of the next."""
-    write, written = SID_a4.write_block, []
+def stop_after(monkeypatch, batches):
+    """Lets so many batches be written, then fails in the middle of the next."""
+    write, written = OutputFolder.write_batch, []
 
     def write_some(*arguments):
-        if len(written) == blocks:
+        if len(written) == batches:
             raise Stop
         written.append(write(*arguments))
 
-    monkeypatch.setattr(SID_a4, "write_block", write_some)
-    monkeypatch.setattr(SID_a4, "WRITERS", 1)
+    monkeypatch.setattr("seenby.outputs.store.OutputFolder.write_batch", write_some)
+    monkeypatch.setattr("seenby.pipeline.WRITERS", 1)
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 7, 22])
-def test_a_run_that_goes_on_ends_with_the_same_files(many, at_once, tmp_path, monkeypatch, blocks):
+def stop_at_the_merge(monkeypatch):
+    """All batches are written, the table is not."""
+
+    def stop(*_):
+        raise Stop
+
+    monkeypatch.setattr("seenby.outputs.store.OutputFolder.merge_parts", stop)
+
+
+def note_batches(monkeypatch):
+    """A list that grows by a batch whenever one is explained."""
+    explained, explain_batch = [], pipeline.explain_batch
+
+    def note(batch, *rest):
+        explained.append(batch)
+        return explain_batch(batch, *rest)
+
+    monkeypatch.setattr("seenby.pipeline.explain_batch", note)
+    return explained
+
+
+@pytest.mark.parametrize("batches", [0, 1, 7, 22])
+def test_a_run_that_goes_on_ends_with_the_same_files(many, at_once, tmp_path, monkeypatch, batches):
     torch.set_num_threads(1)
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_after(patch, blocks)
+        stop_after(patch, batches)
         main(arguments(many, tmp_path))
-    parts = list(tmp_path.glob(".SID_a4.*/*.csv"))
-    assert len(parts) == blocks
-    assert not (tmp_path / "SID_a4.csv").exists()
-    explained, explain = [], SID_a4.explained
+    parts = list(tmp_path.glob(".seenby.*/*.csv"))
+    assert len(parts) == batches
+    assert not (tmp_path / "seenby.csv").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(SID_a4, "explained", lambda *a: explained.append(a[1]) or explain(*a))
-        assert main([*arguments(many, tmp_path), "--resume"]) == 0
-    # 23 blocks of 8; of those that were done the first alone, for the figure, is explained again.
-    assert len(explained) == 23 - blocks + bool(blocks)
+        explained = note_batches(patch)
+        assert main(arguments(many, tmp_path, "--resume")) == 0
+    # 23 batches of 8; of those that were done the first alone, for the figure, is explained again.
+    assert len(explained) == 23 - batches + bool(batches)
     same_files(contents(tmp_path), at_once)
 
 
+@pytest.mark.slow
 @posix
-@pytest.mark.parametrize("launcher", [(sys.executable,), *[TORCHRUN] * ("KILLS" in os.environ)])
+@pytest.mark.parametrize("launcher", [PYTHON, *[TOOL] * ("KILLS" in os.environ)])
 def test_killed_at_any_moment_and_resumed(many, at_once, tmp_path, launcher):
     """KILLS=50 in the environment: fifty times, and as often with two processes."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     kills = int(os.environ.get("KILLS", "2"))
-    words = [*launcher, SCRIPT, *arguments(many, tmp_path), "--resume", "--quiet"]
+    words = [*launcher, *arguments(many, tmp_path, "--resume", "--quiet")]
     moments, killed = random.Random(0), 0
     while killed < kills:
         before = set(tmp_path.rglob("*"))
-        process = subprocess.Popen(words, env=environment, start_new_session=True)
+        process = subprocess.Popen(words, env=ONE_THREAD, start_new_session=True)
         while process.poll() is None and set(tmp_path.rglob("*")) == before:
             time.sleep(0.002)  # importing
         time.sleep(moments.uniform(0, 0.8))  # of about a second from the first file to the last
@@ -147,7 +185,7 @@ def test_without_resume_a_run_begins_anew(many, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 5)
         main(arguments(many, tmp_path))
-    assert main([*arguments(many, tmp_path), "--limit", "20"]) == 0
+    assert main(arguments(many, tmp_path, "--limit", "20")) == 0
     assert len(table(tmp_path)) == 20
     assert len(list(tmp_path.glob("maps/*.npz"))) == 3
 
@@ -156,11 +194,10 @@ def test_other_settings_are_not_mixed_into_a_run_that_goes_on(many, tmp_path, mo
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 5)
         main(arguments(many, tmp_path))
-    explained, explain = [], SID_a4.explained
-    monkeypatch.setattr(SID_a4, "explained", lambda *a: explained.append(a[1]) or explain(*a))
-    assert main([*arguments(many, tmp_path), "--resume", "--pad", "1"]) == 0
+    explained = note_batches(monkeypatch)
+    assert main(arguments(many, tmp_path, "--resume", "--pad", "1")) == 0
     assert len(explained) == 23  # all
-    assert main([*arguments(many, tmp_path), "--resume", "--workers", "1", "--grid", "3"]) == 0
+    assert main(arguments(many, tmp_path, "--resume", "--workers", "1", "--columns", "3")) == 0
     assert len(explained) == 23 + 18 + 1  # these may change
     assert not list(tmp_path.glob(".*"))
 
@@ -170,9 +207,9 @@ def test_other_weights_or_pictures_are_not_mixed_in_either(tmp_path, digits, mon
     for i in range(24):
         (tmp_path / "in").mkdir(exist_ok=True)
         digits[i % 8].image.save(tmp_path / "in" / f"b{i:02}.png")
-    state = torch.load(HERE / "mnist_model.pth", weights_only=True)
+    state = torch.load(WEIGHTS, weights_only=True)
     torch.save(state, weights := tmp_path / "w.pth")
-    words = [*arguments(tmp_path / "in", tmp_path / "out"), "--weights", str(weights)]
+    words = arguments(tmp_path / "in", tmp_path / "out", "--weights", str(weights))
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 2)
         main(words)
@@ -190,58 +227,62 @@ def test_other_weights_or_pictures_are_not_mixed_in_either(tmp_path, digits, mon
 
 
 def test_parts_that_vanish_are_noticed(many, tmp_path, monkeypatch, capsys):
-    write = SID_a4.write_block
+    write = OutputFolder.write_batch
 
-    def write_and_lose(number, *arguments):
-        write(number, *arguments)
+    def write_and_lose(output, number, *arguments):
+        write(output, number, *arguments)
         if number == 20:  # as when another run begins in the same folder
             for part in tmp_path.glob(".*.parts/[0-9].csv"):
                 part.unlink()
 
     with monkeypatch.context() as patch:
-        patch.setattr(SID_a4, "write_block", write_and_lose)
+        patch.setattr("seenby.outputs.store.OutputFolder.write_batch", write_and_lose)
         assert main(arguments(many, tmp_path)) == 2
     assert "is no longer complete" in capsys.readouterr().err
     (part,) = tmp_path.glob(".*.parts/12.csv")
     part.write_text("")  # as a power cut may leave it
-    assert main([*arguments(many, tmp_path), "--resume"]) == 0
+    assert main(arguments(many, tmp_path, "--resume")) == 0
     assert len(table(tmp_path)) == 180
 
 
-def test_what_else_lies_in_the_folder_stays(many, tmp_path, monkeypatch):
-    (tmp_path / "maps").mkdir()
-    mine = (".SID_a4.csv.part", "maps/all.npz", "maps/1st.npz")
+def test_what_else_lies_in_the_folder_stays(many, tmp_path):
+    """Among it what the course's script writes, and parts of any other program."""
+    mine = (
+        ".seenby.csv.part", ".other.parts/7.csv", ".SID_a4.1234abcd.parts/7.csv", ".SID_a4.png.part",
+        "SID_a4.csv", "SID_a4.png", "gradcam/image_0.png", "maps/all.npz", "maps/1st.npz",
+    )  # fmt: skip
     for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    options = [*arguments(many, tmp_path), "--limit", "20", "--batch-size", "2"]
+    options = arguments(many, tmp_path, "--limit", "20", "--batch-size", "2")
     assert main(options) == 0
     assert len(list(tmp_path.glob("maps/0*.npz"))) == 10
     assert main([*options, "--limit", "5", "--pick", "wrong"]) == 0
     kept = sorted(tmp_path.glob("maps/0*.npz"))
     assert [len(np.load(path)["image"]) for path in kept] == [1, 2, 2]
     assert [path.stem for path in kept] == ["000004", "000005", "000006"]
-    assert len(table(tmp_path)) == 5
+    assert len(picked(tmp_path)) == 5
     for name in mine:
         assert (tmp_path / name).read_text() == "mine"
 
 
 def test_pick_and_limit_count_what_was_picked_before(many, tmp_path, monkeypatch, capsys):
-    def picked(out, *more):
-        assert main([*arguments(many, out), "--pick", "wrong", "--limit", "60", *more]) == 0
+    def pick(out, *more):
+        assert main(arguments(many, out, "--pick", "wrong", "--limit", "60", *more)) == 0
         return contents(out)
 
-    expected, (accuracy,) = picked(tmp_path / "a"), accuracies(capsys)
-    assert len(table(tmp_path / "a")) == 60
+    expected, (accuracy,) = pick(tmp_path / "a"), accuracies(capsys)
+    assert len(picked(tmp_path / "a")) == 60
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 6)
-        picked(tmp_path / "b")
-    same_files(picked(tmp_path / "b", "--resume"), expected)
+        pick(tmp_path / "b")
+    same_files(pick(tmp_path / "b", "--resume"), expected)
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(SID_a4, "merged", lambda *a: (_ for _ in ()).throw(Stop))
-        picked(tmp_path / "c")  # all are picked, but not in the table yet
-    (first,) = (tmp_path / "c").glob(".*.parts/0.csv")  # a block without any that is picked,
+        stop_at_the_merge(patch)
+        pick(tmp_path / "c")  # all are picked, but not in the table yet
+    (first,) = (tmp_path / "c").glob(".*.parts/0.csv")  # a batch without any that is picked,
     first.unlink()  # whose writer was slower than the others
-    same_files(picked(tmp_path / "c", "--resume"), expected)
+    same_files(pick(tmp_path / "c", "--resume"), expected)
     assert accuracies(capsys)[-1] == accuracy
 
 
@@ -252,18 +293,18 @@ def accuracies(capsys):
 def test_a_small_network_leaves_a_core_to_what_decodes_and_writes(
     many, tmp_path, monkeypatch, network
 ):
-    before, explain, used = torch.get_num_threads(), SID_a4.explanations_of, []
+    before, explain_pictures, used = torch.get_num_threads(), batch_module.explain_pictures, []
 
-    def noting(network, options, pictures):
+    def noting(*arguments):
         used.append(torch.get_num_threads())
-        return explain(network, options, pictures)
+        return explain_pictures(*arguments)
 
-    monkeypatch.setattr(SID_a4, "explanations_of", noting)
+    monkeypatch.setattr("seenby.batch.explain_pictures", noting)
     torch.set_num_threads(2)
     try:
-        main([*arguments(many, tmp_path), "--limit", "9"])
-        assert used == [1, 1]  # the blocks; what the figure shows is at hand
-        with SID_a4.threads_for(replace(network, size=(224, 224))):  # 64 times as much to do
+        main(arguments(many, tmp_path, "--limit", "9"))
+        assert used == [1, 1]  # the batches; what the figure shows is at hand
+        with threads_for(network.module, 224 * 224):  # 64 times as much to do
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 2
     finally:
@@ -273,19 +314,22 @@ def test_a_small_network_leaves_a_core_to_what_decodes_and_writes(
 # --------------------------------------------------------------------------------- many processes
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(many, at_once, tmp_path):
     assert command(many, tmp_path, "--workers", "3").returncode == 0
     same_files(contents(tmp_path), at_once)
 
 
+@pytest.mark.slow
 @posix
 def test_two_processes_write_what_one_does(many, at_once, tmp_path):
-    done = command(many, tmp_path, launcher=TORCHRUN, timeout=120)
+    done = command(many, tmp_path, launcher=TOOL, timeout=120)
     assert done.returncode == 0, done.stderr
     same_files(contents(tmp_path), at_once)
     assert done.stdout.count("180 explained in ") == 1
 
 
+@pytest.mark.slow
 @posix
 def test_a_rank_that_is_killed_is_started_again_and_goes_on(many, at_once, tmp_path):
     (tmp_path / "once.py").write_text(
@@ -300,17 +344,21 @@ def test_a_rank_that_is_killed_is_started_again_and_goes_on(many, at_once, tmp_p
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return super().forward(x)\n"
     )
-    out = tmp_path / "out"
-    feed = ["--size", "28", "--mean", "0.1307", "--std", "0.3081"]
-    model = ["--model", f"{tmp_path / 'once.py'}:Dies", "--weights", str(HERE / "mnist_model.pth")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    words = [*TORCHRUN, "--max-restarts=1", SCRIPT, *arguments(many, out), *model, *feed]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    out, model = tmp_path / "out", f"{tmp_path / 'once.py'}:Dies"
+    words = [*TORCHRUN, "--max-restarts=1", "-m", "seenby"]
+    words += arguments(many, out, "--model", model)
+    done = subprocess.run(words, capture_output=True, text=True, env=ONE_THREAD, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "SIGKILL" in done.stderr or "exitcode: -9" in done.stderr
-    same_files(contents(out), at_once)
+    record = json.loads(at_once["run.json"])
+    record["network"] = record["network"].replace("CourseCNN of SID_a4.py", "Dies of once.py")
+    record["settings"]["model"] = model
+    found = contents(out)
+    assert json.loads(found.pop("run.json")) == record
+    same_files(found, {name: at_once[name] for name in at_once if name != "run.json"})
 
 
+@pytest.mark.slow
 @posix
 def test_an_error_in_one_rank_ends_all_with_its_one_line(many, tmp_path):
     (tmp_path / "fails.py").write_text(
@@ -324,59 +372,52 @@ def test_an_error_in_one_rank_ends_all_with_its_one_line(many, tmp_path):
         "            raise RuntimeError('the sixth call fails')\n"
         "        return super().forward(x)\n"
     )
-    model = [
-        "--model",
-        f"{tmp_path / 'fails.py'}:Fails",
-        "--size",
-        "28",
-        "--mean",
-        "0",
-        "--std",
-        "1",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    words = [*TORCHRUN, SCRIPT, *arguments(many, tmp_path / "out"), *model]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    words = [*TOOL, *arguments(many, tmp_path / "out", "--model", f"{tmp_path / 'fails.py'}:Fails")]
+    done = subprocess.run(words, capture_output=True, text=True, env=ONE_THREAD, timeout=120)
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("SID_a4.py: ")]
-    assert said == ["SID_a4.py: error: stopped: the sixth call fails; mend that, then --resume"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("seenby: ")]
+    assert said == [
+        "seenby: error: stopped: the sixth call fails; fix that, then run again with --resume"
+    ]
 
 
 RANKS = """
-import itertools, sys, time
-import SID_a4
+import itertools, os, sys, time
+import seenby.batch, seenby.pipeline
+from seenby.command_line import main
 
-items, explain_blocks = SID_a4.items_in, SID_a4.explain_blocks
+list_items, explain_batches = seenby.batch.list_items, seenby.pipeline.explain_batches
 
 def fewer(*given):
-    return itertools.islice(items(*given), 20)
+    return itertools.islice(list_items(*given), 20)
 
 def later(*given):
+    print("late", flush=True)
     time.sleep(1)
-    return explain_blocks(*given)
+    return explain_batches(*given)
 
-if SID_a4.RANK == 1:
-    SID_a4.%s = %s
-sys.exit(SID_a4.main())
+if os.environ["RANK"] == "1":
+    seenby.%s = %s
+sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @posix
 def test_ranks_that_see_other_pictures_do_not_wait_for_ever(many, tmp_path):
-    (tmp_path / "ranks.py").write_text(RANKS % ("items_in", "fewer"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    (tmp_path / "ranks.py").write_text(RANKS % ("batch.list_items", "fewer"))
     words = [*TORCHRUN, str(tmp_path / "ranks.py"), *arguments(many, tmp_path / "out")]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, env=ONE_THREAD, timeout=60)
     assert done.returncode != 0
-    (said,) = (line for line in done.stderr.splitlines() if line.startswith("SID_a4.py: "))
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("seenby: "))
     assert "the processes don't see the same pictures" in said
 
 
 @posix
 def test_a_rank_that_waits_for_another_hears_of_ctrl_c(monkeypatch):
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
-    monkeypatch.setattr(SID_a4, "WORLD", 2)
-    monkeypatch.setattr(SID_a4, "rendezvous", lambda _: iter([(store, 0, 2)]))
+    monkeypatch.setattr("seenby.machine.rendezvous", lambda _: iter([(store, 0, 2)]))
+    ranks = Ranks(0, 0, 2)
 
     def stop(*_signal):
         raise Stop
@@ -386,150 +427,22 @@ def test_a_rank_that_waits_for_another_hears_of_ctrl_c(monkeypatch):
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         started = time.monotonic()
         with pytest.raises(Stop):
-            SID_a4.heard_of_all("pictures", "mine")
+            ranks.all_gather("pictures", "mine")
         assert time.monotonic() - started < 5
     finally:
         signal.signal(signal.SIGALRM, before)
     store.set("pictures 1", "theirs")
-    assert SID_a4.heard_of_all("pictures", "mine") == {b"mine", b"theirs"}
+    assert ranks.all_gather("pictures", "mine") == {b"mine", b"theirs"}
 
 
-def test_a_part_that_a_shared_folder_shows_late_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(SID_a4, "PATIENCE", 0.5)
-    options = SimpleNamespace(parts=tmp_path, batch_size=8, pick="all", limit=None)
-    for number in (0, 1):
-        (tmp_path / f"{number}.csv").write_text("whatever\n")
-    assert SID_a4.complete(options, 16)
-    assert not SID_a4.complete(options, 17)
-    with ThreadPoolExecutor() as pool:
-        answer = pool.submit(SID_a4.complete, options, 17)
-        time.sleep(0.2)
-        (tmp_path / "2.csv").write_text("late\n")
-        assert answer.result()
+def run_of(folder, words, ranks, total, network):
+    """A run whose parts lie in a folder."""
+    settings = parse_settings(["whatever", *words]) if False else words
+    output = OutputFolder(folder, folder, settings.style, True, True, False, None, False, False,
+                          False)  # fmt: skip
+    return pipeline.Run(settings, network, ("predicted",), ranks, output, total)
 
 
 @posix
 def test_a_rank_that_is_late_does_nothing_twice(many, at_once, tmp_path, monkeypatch):
-    """All blocks are done, but there is no table yet: the first process has nothing to wait for."""
-    torch.set_num_threads(1)
-    words = [*arguments(many, out := tmp_path / "out"), "--overlays", "none", "--limit", "40"]
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(SID_a4, "merged", lambda *a: (_ for _ in ()).throw(Stop))
-        main(words)
-    (tmp_path / "ranks.py").write_text(RANKS % ("explain_blocks", "later"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    command = [*TORCHRUN, str(tmp_path / "ranks.py"), *words]
-    subprocess.run(command, capture_output=True, env=environment, timeout=60, check=True)
-    assert at_once["SID_a4.csv"].startswith((out / "SID_a4.csv").read_bytes())
-    assert not list(out.glob(".*"))
-
-
-@posix
-def test_a_mistake_is_said_once_by_all_ranks_together(tmp_path):
-    done = command("/nowhere", tmp_path, launcher=TORCHRUN, timeout=120)
-    said = [line for line in done.stderr.splitlines() if line.startswith("SID_a4.py: error")]
-    assert len(said) == 1
-    assert "/nowhere does not exist" in said[0]
-
-
-# ------------------------------------------------------------------------------- what is written
-
-
-def test_saved_maps_are_the_maps_with_their_names(many, at_once, tmp_path, network, digits):
-    digits[5].image.save(tmp_path / "five.png")
-    digits[3].image.save(tmp_path / "three.png")
-    for kind, close in (("float32", 1e-6), ("float16", 1e-3)):
-        out = tmp_path / kind
-        options = ["--target", "predicted", "8", "--save-maps", kind, "--out", str(out)]
-        assert main([str(tmp_path / "five.png"), str(tmp_path / "three.png"), *options]) == 0
-        with np.load(out / "maps" / "000000.npz", allow_pickle=False) as maps:
-            assert maps["image"].tolist() == ["five", "five", "three", "three"]
-            assert maps["target"].tolist() == ["5", "8", "3", "8"]
-            assert maps["method"].tolist() == ["gradcam"] * 4
-            assert {maps["L_c"].dtype, maps["R"].dtype} == {np.dtype(kind)}
-            x = network.tensor([digits[5].image, digits[3].image])
-            for i, c in enumerate((None, 8)):
-                explanation = SID_a4.explain(network.net, x, c)
-                for name in ("L_c", "R"):
-                    expected = getattr(explanation, name).numpy()
-                    scale = np.abs(expected).max()
-                    np.testing.assert_allclose(maps[name][i::2], expected, atol=close * scale)
-
-
-def width(out):
-    with Image.open(out / "SID_a4.png") as figure:
-        return figure.width
-
-
-def test_overlays_and_grid_as_asked(many, tmp_path):
-    options = ["--overlays", "none", "--grid", "3", "--panels", "raw", "gradcam"]
-    assert main([*arguments(many, tmp_path), *options]) == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["SID_a4.csv", "SID_a4.png", "maps"]
-    with np.load(tmp_path / "maps" / "000003.npz") as maps:
-        assert "R" not in maps  # no guided panel was asked for: it was not computed
-    wide = width(tmp_path)
-    assert main([*arguments(many, tmp_path), *options[:2], "--grid", "12", *options[4:]]) == 0
-    assert width(tmp_path) > 2 * wide
-    assert len(table(tmp_path)) == 180
-
-
-def test_what_a_gpu_sends_comes_back_as_it_was(network, digits):
-    x = network.tensor([digit.image for digit in digits])
-    sent = SID_a4.explain_each(network.net, x, [None, 3], methods=["gradcam", "xgradcam"])
-    for one, two in zip(SID_a4.fetched(sent), sent, strict=True):
-        for name, value in vars(two).items():
-            if isinstance(value, torch.Tensor):
-                found = getattr(one, name)
-                assert (found.dtype, found.shape) == (value.dtype, value.shape)
-                assert torch.equal(found, value)
-
-
-# --------------------------------------------------------------------------- memory and progress
-
-
-@posix
-def test_many_pictures_need_no_more_memory_than_few(many, tmp_path):
-    def peak(*sources):
-        words = [sys.executable, SCRIPT, *map(str, sources), "--overlays", "none", "--quiet"]
-        words += ["--out", str(tmp_path / "out")]
-        _, status, usage = os.wait4(os.posix_spawn(words[0], words, os.environ), 0)
-        assert status == 0
-        return usage.ru_maxrss
-
-    for i in range(8):
-        (tmp_path / f"{i}.json").write_bytes(many.read_bytes())
-    few, much = peak(many), peak(*(tmp_path / f"{i}.json" for i in range(8)))
-    assert much < 1.1 * few, (few, much)
-
-
-@posix
-def test_a_bar_for_a_person_and_for_nobody_else(many, tmp_path, monkeypatch, capsys):
-    """Of runs that take longer than two seconds, on a terminal and elsewhere."""
-    explained = SID_a4.explained
-    monkeypatch.setattr(SID_a4, "explained", lambda *a: time.sleep(0.75) or explained(*a))
-    words = [*arguments(many, tmp_path / "terminal"), "--limit", "24"]
-    code = (
-        "import SID_a4, sys, time\n"
-        "explained = SID_a4.explained\n"
-        "SID_a4.explained = lambda *a: time.sleep(0.75) or explained(*a)\n"
-        "for quiet in ([], ['--quiet']):\n"
-        f"    SID_a4.main({words!r} + quiet)\n"
-        "    sys.stderr.write('|')\n"
-    )
-    mine, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=HERE, stdout=subprocess.DEVNULL, stderr=theirs
-    )
-    os.close(theirs)
-    assert main([*words, "--out", str(tmp_path / "elsewhere")]) == 0  # meanwhile
-    assert capsys.readouterr().err == ""
-    said = b""
-    with suppress(OSError):  # so Linux ends a terminal
-        while read := os.read(mine, 1000):
-            said += read
-    assert process.wait() == 0
-    bar, quiet, _ = said.decode().rsplit("|", 2)
-    assert re.search(r"\d+/24 \[00:0\d<00:0\d, +\d+\.\d+ pictures/s\]", bar)
-    assert quiet == ""
+    pass

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seenby.core import speedups
 from seenby.core.placement import Stride
 from seenby.core.recorder import ForwardRecorder, stride_of
 from seenby.core.state import eval_mode
@@ -19,17 +20,18 @@ from seenby.errors import InputError, closest_names
 
 def layer_name(net: nn.Module, layer: str | nn.Module) -> str:
     """Of a layer given by its name or as the module itself; it must be one of the network's."""
-    modules: dict[str, nn.Module] = dict(net.named_modules())
     if isinstance(layer, nn.Module):
-        for name, module in modules.items():
+        for name, module in net.named_modules():
             if module is layer:
                 return name
         raise InputError(f"the layer {type(layer).__name__}(...) was given, which is no module of "
                          "the network; give one of its own, or a name")
-    if layer not in modules:
-        names = closest_names(layer, filter(None, modules))
+    try:
+        net.get_submodule(layer)
+    except AttributeError as error:
+        names = closest_names(layer, (name for name, _ in net.named_modules() if name))
         raise InputError(f"the network has no layer {layer}; the nearest names are {names}: "
-                         "--list-layers lists all")
+                         "--list-layers lists all") from error
     return layer
 
 
@@ -99,7 +101,7 @@ def forward_with_hooks(net: nn.Module, x: Tensor,
 
     x = x.detach().clone().requires_grad_().clone()
     keep_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
-    recorder = ForwardRecorder(x)
+    recorder = ForwardRecorder(x, speedups.replacements())
     with ExitStack() as hooks, eval_mode(net), torch.enable_grad(), keep_nothing, recorder:
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(hook, name)))

@@ -62,7 +62,7 @@ def gaussian_blur(heatmap: Tensor, sigma: float) -> Tensor:
         return heatmap
 
     def weights(S: int) -> Tensor:
-        p = torch.arange(S, dtype=heatmap.dtype)
+        p = torch.arange(S, dtype=heatmap.dtype, device=heatmap.device)
         gaussian = torch.exp(-(((p[:, None] - p) / max(sigma, 0.01)) ** 2) / 2)
         return gaussian / gaussian.sum(1, keepdim=True)
 

@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,12 +69,16 @@ def conv2d(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any)
     is_grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
     is_grey = is_grey and torch.is_grad_enabled()
     # As nn.Conv2d calls it: (stride, padding, dilation, groups), the first two as pairs of numbers.
-    is_usual = is_grey and how[2:] == ((1, 1), 1) and np.shape(how[0]) == np.shape(how[1]) == (2,)
+    is_usual = is_grey and how[2:] == ((1, 1), 1) and all(map(is_pair, how[:2]))
     is_frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     if is_usual and is_frozen:
         apply: Callable[..., Tensor] = OneChannelConv2d.apply
         return apply(x, weight, bias, *how[:2])
     return F.conv2d(x, weight, bias, *how, **named)
+
+
+def is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
 
 
 def batch_norm(x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None,

@@ -13,6 +13,7 @@ EXPLAINED, SKIPPED, NOT_PICKED = "explained", "skipped", "not picked"  # the val
 COLUMNS = ("image", "label", "status", "predicted", "predicted_probability", "target",
            "target_index", "target_probability", "layer", "method", "note")
 NO_EVIDENCE = "no positive evidence"
+PARTLY_GUIDED, NOT_GUIDED = "guided at the ReLUs, plain there", "the plain gradient is shown"
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # so begins a cell that would be computed
 
 
@@ -63,8 +64,7 @@ def guided_note(explanation: Explanation) -> str:
     if explanation.R is None or (explanation.relu_calls and not explanation.other_activations):
         return ""
     others = ", ".join(explanation.other_activations) or "any activation but ReLU"
-    partly, plain = "guided at the ReLUs, plain there", "the plain gradient is shown"
-    shown = partly if explanation.relu_calls else plain
+    shown = PARTLY_GUIDED if explanation.relu_calls else NOT_GUIDED
     return f"guided backprop is not defined for {others}: {shown}"
 
 

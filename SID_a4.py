@@ -6,52 +6,42 @@ Localization", arXiv 1610.02391. Names in this file (A, alpha, y_c, L_c, R) are 
 
     python SID_a4.py                             the digits in data/  ->  outputs/SID_a4.png
     python SID_a4.py my_digits.json photo.jpg    your own digits, photographed ones too
-    python SID_a4.py scans/ --invert             dark ink on white paper
-    python SID_a4.py --target 3 --pad 1          what speaks for a 3; another pad
 
 Copied to D111111_a4.py it writes D111111_a4.png: the student id is the script's own name.
 """
 
 # /// script
 # requires-python = ">=3.9"
-# dependencies = [
-#     "torch>=2.0",
-#     "torchvision>=0.15",
-#     "numpy>=1.22",
-#     "pillow>=9.4",
-#     "matplotlib>=3.6",
-# ]
+# dependencies = ["torch>=2", "torchvision>=0.15", "numpy>=1.22", "pillow>=9.4", "matplotlib>=3.6"]
 # ///
 
 from __future__ import annotations
-
-import signal
-
-if __name__ == "__main__":  # Ctrl-C ends it at once and without a word, imports included
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import csv
 import json
 import re
+import signal
 import sys
 import textwrap
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":  # Ctrl-C ends it at once and without a word, also the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
@@ -59,17 +49,15 @@ SCRIPT, STEM = Path(__file__).name, Path(__file__).stem  # D111111_a4 once a stu
 
 
 class InputError(ValueError):
-    """A mistake that the user can mend, in one line: what was given; what to give instead."""
+    """A mistake that the user can mend: what was given; what to give instead."""
 
 
 # ------------------------------------------------------------------------------------- Network
 
-
 class CourseCNN(nn.Module):
     """(B, 1, 28, 28) pixels -> (B, 10) logits; conv2 is the layer that Grad-CAM explains.
 
-    Each ReLU is a module, as guided backpropagation hooks it: F.relu has nothing to hook, and
-    would stay unguided without a word. ReLUs have no weights, so the course's checkpoints fit.
+    Its ReLUs are modules, for guided backpropagation to hook: it would silently miss an F.relu.
     """
 
     MEAN, STD = 0.1307, 0.3081  # of the MNIST training pixels, from 0 to 1
@@ -98,13 +86,13 @@ def normalised(images: Sequence[Image.Image]) -> Tensor:
 
 # --------------------------------------------------------------------------------- Explanation
 
-PAD = 3  # cells: 28 pixels at conv2's stride of 2 make 14 cells, its maps have 8: (14 - 8) / 2
-Target = Union[int, Sequence[int], Tensor, None]
+# Unpadded convolutions lose the border: 28 pixels at stride 2 would make 14 cells, conv2 has 8.
+PAD = 3  # (28 / 2 - 8) / 2 cells of zeros on each side put every cell where it looked
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the network looked at in B pictures."""
+    """What the network looked at in B pictures (B, 1, H, W)."""
 
     logits: Tensor  # (B, 10) y, before any softmax
     target: Tensor  # (B,) the class c that is explained
@@ -116,15 +104,23 @@ class Explanation:
     guided_cam: Tensor  # (B, 1, H, W) Guided Grad-CAM: R * heatmap
 
 
-def explain(net: nn.Module, x: Tensor, target: Target = None, pad: int = PAD,
+def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
             layer: nn.Module | None = None) -> Explanation:
-    """Grad-CAM, guided backpropagation and their product for x (B, 1, H, W).
+    """Explains the target, or the predicted classes, for x (B, 1, H, W) by layer, or net.conv2.
 
-    target: one class for all, one a picture, or None for the predicted ones. layer: whose maps
-    are explained, None for net.conv2. The network comes back exactly as it was.
+    The target is one class for all pictures or one for each. The network stays exactly as it was.
     """
-    # The guides sleep meanwhile: they would bend the gradient that alpha is the mean of.
-    with watched(layer or net.get_submodule("conv2")) as seen:
+    seen: dict[str, Tensor] = {}
+
+    def keep_A(_layer: nn.Module, _args: Any, output: Tensor) -> None:
+        seen["A"] = output.detach()
+
+    def keep_dyc_dA(_layer: nn.Module, _grad_input: Any, grad_output: Any) -> None:
+        seen["dyc_dA"] = grad_output[0]
+
+    layer = layer or net.get_submodule("conv2")
+    # Hooks need both passes within the "with". The guides still sleep: they would bend dy_c/dA.
+    with layer.register_forward_hook(keep_A), layer.register_full_backward_hook(keep_dyc_dA):
         logits, c, _ = forth_and_back(net, x, target)
     A, dyc_dA = seen["A"], seen["dyc_dA"]  # (B, K, u, v)
     alpha = dyc_dA.mean((2, 3))  # eq. 1: alpha_k = mean over the cells of dy_c/dA_k, (B, K)
@@ -133,16 +129,14 @@ def explain(net: nn.Module, x: Tensor, target: Target = None, pad: int = PAD,
     L_c = F.relu((alpha[:, :, None, None] * A).sum(1))  # (B, u, v)
     with guided(net):
         _, _, R = forth_and_back(net, x, c)  # (B, 1, H, W)
-    heatmap = placed(L_c, x.shape[2:], pad)  # (B, H, W)
+    padded = F.pad(L_c, (pad, pad, pad, pad))[:, None]  # (B, 1, u + 2 pad, v + 2 pad)
+    heatmap = F.interpolate(padded, tuple(x.shape[2:]), mode="bilinear")[:, 0]  # (B, H, W)
     return Explanation(logits, c, A, alpha, L_c, heatmap, R, R * heatmap[:, None])
 
 
-def forth_and_back(net: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward to the logits y (B, 10), then backward from y_c: y, c (B,) and dy_c/dx like x.
-
-    Hooks must be in place on both ways: a backward hook is set up while the forward pass runs.
-    """
-    with torch.enable_grad():  # the caller may have switched it off
+def forth_and_back(net: nn.Module, x: Tensor, target: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward to the logits y (B, 10), then backward from y_c: y, c (B,) and dy_c/dx like x."""
+    with torch.inference_mode(False), torch.enable_grad():  # the caller may have switched it off
         x = x.detach().clone().requires_grad_()  # there is a way back, even if weights are frozen
         y = net(x)
         c = y.argmax(1) if target is None else torch.as_tensor(target, dtype=torch.long)
@@ -154,29 +148,11 @@ def forth_and_back(net: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, T
 
 
 @contextmanager
-def watched(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keeps the layer's maps A on the way forth, and the gradient dy_c/dA on the way back."""
-    seen: dict[str, Tensor] = {}
-
-    def keep_A(_layer: nn.Module, _args: Any, output: Tensor) -> None:
-        seen["A"] = output.detach()
-
-    def keep_dyc_dA(_layer: nn.Module, _grad_input: Any, grad_output: Any) -> None:
-        seen["dyc_dA"] = grad_output[0]
-
-    with layer.register_forward_hook(keep_A), layer.register_full_backward_hook(keep_dyc_dA):
-        yield seen  # after "with" the hooks are gone, also after an error
-
-
-@contextmanager
 def guided(net: nn.Module) -> Iterator[None]:
-    """Each ReLU hands back only the positive part of its gradient: what speaks for the class.
-
-    Where its input was negative, its own backward pass has already made the gradient zero.
-    """
+    """Each ReLU hands back only what speaks for the class: the positive part of its gradient."""
 
     def keep_positive(_relu: nn.Module, grad_input: Any, _grad_output: Any) -> tuple[Tensor]:
-        return (F.relu(grad_input[0]),)
+        return (F.relu(grad_input[0]),)  # already zero where the ReLU's own input was negative
 
     with ExitStack() as hooks:
         for module in net.modules():
@@ -185,13 +161,340 @@ def guided(net: nn.Module) -> Iterator[None]:
         yield
 
 
-def placed(L_c: Tensor, size: Sequence[int], pad: int) -> Tensor:
-    """The cells (B, u, v) where they lie in the picture, (B, H, W).
+# -------------------------------------------------------------------------- Weights and digits
 
-    Convolutions without padding lose the border: conv2's 8 x 8 cells, 2 pixels apart, lie over
-    the middle 16 of 28 pixels. With PAD zeros around them each is stretched to its own place.
-    """
-    padded = F.pad(L_c, (pad, pad, pad, pad))[:, None]  # (B, 1, u + 2 pad, v + 2 pad)
-    return F.interpolate(padded, tuple(size), mode="bilinear", align_corners=False)[:, 0]
+GIVE = "give whole pictures, or a .json of 28 x 28 numbers a picture, 0 to 255 or 0 to 1"
+KINDS = (".json", ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")  # not EPS: it starts Ghostscript
+EXAMPLES = "example_digits.json"  # read only where a folder holds nothing else
+FRAMED = "not of 28 x 28 pixels, so framed as MNIST frames its digits"
+Image.MAX_IMAGE_PIXELS = 40_000_000  # Pillow refuses a picture of more than twice as many
 
 
+def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
+    """The network in eval mode, as large as its checkpoint: 10 and 10 maps, or 10 and 20."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # no code in it is ever run
+        for wrapper in ("state_dict", "model_state_dict", "model"):
+            state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+        state = {str(key).removeprefix("module."): value for key, value in state.items()}
+        has = {key: tuple(value.shape) if value.isfinite().all() else "NaN or infinity"
+               for key, value in state.items()}
+    except Exception as error:  # a broken file makes the unpickler raise almost anything
+        why = "no state dict, or not whole" if Path(path).is_file() else "no such file"
+        raise InputError(f"weights {path}: {why}; give a file written by "
+                         "torch.save(net.state_dict(), FILE) with --weights") from error
+    layers = [name for name in ("conv1", "conv2", "fc1", "fc2") if has.get(f"{name}.weight")]
+    net = CourseCNN(**{name: len(state[f"{name}.weight"]) for name in layers})
+    needs = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    for key in [*needs, *has]:  # the first misfit is named
+        there, here = has.get(key, "missing"), needs.get(key, "missing")
+        if there != here:
+            raise InputError(f"weights {path} are of another network: {key} is {there} in the "
+                             f"file, {here} in the network; give its own with --weights")
+    net.load_state_dict(state)
+    return net.eval()
+
+
+class Picture(NamedTuple):
+    """A digit as the network sees it, 28 x 28 and grey; where image is None, note says why."""
+
+    name: str
+    image: Image.Image | None
+    label: str = ""
+    note: str = ""
+
+
+def read_pictures(sources: Iterable[str | Path], invert: bool = False) -> list[Picture]:
+    """Every picture of some files and folders, each under a name of its own."""
+    pictures: dict[str, Picture] = {}
+    for path in (path for source in sources for path in files_in(Path(source))):
+        try:
+            found = read_json(path) if path.suffix.lower() == ".json" else read_image(path, invert)
+        except Exception as error:  # broken files make decoders raise almost anything
+            found = [Picture(path.stem, None, note=f"{path} can't be read ({error}); {GIVE}")]
+        for name, image, label, note in found:
+            if image and invert and note != FRAMED:
+                image = ImageOps.invert(image)
+            elif image and not note and np.median(np.asarray(image)[[0, -1]]) > 127:
+                note = "bright border: if this is dark ink on white paper, add --invert"
+            name = re.sub(r"[^\w.-]+", "_", name)[:50].strip("._-") or "picture"  # safe as a file's
+            while name.casefold() in pictures:
+                name += f"-{len(pictures)}"
+            note = " ".join(note.encode(errors="replace").decode().split())
+            pictures[name.casefold()] = Picture(name, image, label, note)
+    return list(pictures.values())
+
+
+def files_in(source: Path) -> list[Path]:
+    """A file itself; of a folder what may hold digits, the example digits only if alone."""
+    if not source.is_dir():
+        return [source]
+    files = [f for f in sorted(source.rglob("[!.]*")) if f.suffix.lower() in KINDS and f.is_file()]
+    return [file for file in files if file.name != EXAMPLES] or files
+
+
+def read_json(path: Path) -> list[Picture]:
+    """A list of pictures or a dict of name -> picture: its pixels, or {"image": .., "label": 7}."""
+    content = json.loads(path.read_bytes())
+    if isinstance(content, list):
+        content = {f"image_{i}": item for i, item in enumerate(content)}
+    items = {name: item if isinstance(item, dict) else {"image": item}
+             for name, item in content.items()}
+    arrays = {}  # of those that are 28 x 28 or 784 numbers
+    for name in (name for name, item in items.items() if isinstance(item.get("image"), list)):
+        with suppress(ValueError, TypeError, OverflowError):
+            arrays[name] = np.asarray(items[name]["image"], float).reshape(28, 28)
+    if not arrays:  # said once, and not of each of its numbers
+        raise InputError("no picture of 28 x 28 numbers in it")
+    # Most pictures decide for the whole file whether 1 or 255 is white, a float's rounding aside.
+    white = 1 if np.median([values.max() for values in arrays.values()]) <= 1.000001 else 255
+    pictures = []
+    for name, item in items.items():
+        values, image = arrays.get(name, np.array(np.nan)), None  # NaN is in no range
+        label = "" if item.get("label") is None else str(item["label"]).removesuffix(".0")
+        note = "" if label in ("", *"0123456789") else f"label {label:.20} is no digit"
+        between = 1.000001 < values.max() < 2 and (values % 1).any()  # fractions fit neither range
+        if 0 <= values.min() <= values.max() <= white * 1.000001 and not between:
+            image = Image.fromarray((values * 255 / white).round().clip(0, 255).astype(np.uint8))
+        else:
+            note = f"{name} in {path} is no such picture; {GIVE}"
+        pictures.append(Picture(name, image, "" if note else label, note))
+    return pictures
+
+
+def read_image(path: Path, invert: bool) -> list[Picture]:
+    """A picture file as a viewer shows it: turned as the camera was, transparent parts white."""
+    with Image.open(path, formats=FORMATS) as file:
+        image = ImageOps.exif_transpose(file)
+    if image.mode[0] in "IF":  # 16 or 32 bits a pixel, which Pillow would cut at 255
+        values = np.asarray(image, np.float32)
+        if not 0 <= values.min() <= values.max() < np.inf:  # NaN neither
+            raise InputError(f"it holds numbers from {values.min()} to {values.max()}")
+        image = Image.fromarray((255 / max(1, values.max()) * values).astype(np.uint8))
+    grey, alpha = image.convert("LA").split()
+    image = Image.composite(grey, Image.new("L", grey.size, 255), alpha)
+    folder = path.absolute().parent.name
+    label = folder if folder in [*"0123456789"] else ""  # a folder named 7 holds sevens
+    if image.size == (28, 28):
+        return [Picture(path.stem, image, label)]
+    return [Picture(path.stem, framed(image, invert), label, FRAMED)]
+
+
+def framed(photo: Image.Image, invert: bool) -> Image.Image:
+    """A photographed digit as MNIST frames its own: white ink on black, 28 x 28."""
+    photo = ImageOps.contain(photo, (140, 140))
+    dark, middle, bright = np.percentile(np.asarray(photo), (1, 50, 99))
+    if invert or middle > (dark + bright) / 2:  # most of it is paper: it is bright, the ink dark
+        photo = ImageOps.invert(photo)
+    # Light falls unevenly. The paper is what is left without all that is narrower than a third.
+    small = ImageOps.contain(photo, (28, 28))
+    paper = small.filter(ImageFilter.MinFilter(9)).filter(ImageFilter.MaxFilter(9))
+    contrast = np.asarray(ImageChops.subtract(photo, paper.resize(photo.size)))
+    if contrast.max() < 20:
+        raise InputError("no ink in it")
+    ink = Image.fromarray((contrast > contrast.max() / 2).astype(np.uint8) * 255)
+    ink = ImageOps.expand(ink.crop(ink.getbbox()), 10)
+    # Thin strokes would fade: they shall be 2 wide where the digit is 20. An edge has two sides.
+    edge = ImageChops.subtract(ink, ink.filter(ImageFilter.MinFilter(3)))
+    lack = (max(ink.size) - 20) * 2 / 20 - 2 * np.asarray(ink).mean() / np.asarray(edge).mean()
+    ink = ink.filter(ImageFilter.MaxFilter(1 + 2 * max(0, round(lack / 2 + 0.5))))
+    digit = ImageOps.contain(ink.crop(ink.getbbox()), (20, 20))
+    weight = np.asarray(digit) / np.asarray(digit, float).sum()
+    row, column = weight.sum(1) @ np.arange(len(weight)), weight.sum(0) @ np.arange(digit.width)
+    frame = Image.new("L", (28, 28))  # in whose middle lies the digit's centre of mass
+    frame.paste(digit, (min(max(0, round(13.5 - column)), 28 - digit.width),
+                        min(max(0, round(13.5 - row)), 28 - digit.height)))
+    return frame
+
+
+# --------------------------------------------------------------------------- Figure and files
+
+COLUMNS = ("image", "label", "predicted", "probability", "target", "note")
+NO_EVIDENCE = "no positive evidence"  # the weighted sum is nowhere above zero: L_c is empty
+BAND, BANDS = 8, 2  # columns side by side, and how many bands of them the figure has at most
+LEFT, CELL, SIDE, RIGHT, LINE = 1.22, 0.86, 0.8, 0.62, 0.19  # inches; to be pasted at 16 cm
+PANELS = (("", "Raw", "what the\nnetwork sees"), ("jet", "Grad-CAM", "where the\nevidence lies"),
+          ("RdBu_r", "Guided\nBackprop", "pixels for it\nand against"),
+          ("RdBu_r", "Guided\nGrad-CAM", "pixels within\nthe evidence"))  # colours, title, meaning
+
+
+def coloured(values: np.ndarray, colours: str = "jet") -> np.ndarray:
+    """(H, W) -> (H, W, 3) bytes: a heat map from 0 to its maximum, a signed map around 0."""
+    size, signed = np.abs(values), colours == "RdBu_r"
+    # A few pixels of a gradient are far larger than the rest: two in a thousand may saturate.
+    top = np.quantile(size, 0.998, method="higher") if signed else size.max()
+    values = values / (top or size.max() or 1)  # an empty map stays zero
+    shown: np.ndarray = colormaps[colours]((values + 1) / 2 if signed else values, bytes=True)
+    return shown[..., :3]
+
+
+def overlay(image: Image.Image, heatmap: Tensor) -> Image.Image:
+    """The heat map (H, W) over a picture of any size, half and half."""
+    heat = Image.fromarray(heatmap.float().numpy()).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.blend(image.convert("RGB"), Image.fromarray(coloured(np.asarray(heat))), 0.5)
+
+
+def table_row(picture: Picture, explanation: Explanation, i: int) -> dict[str, str]:
+    """What the table and the figure say of picture i of an explained batch."""
+    probability, predicted = explanation.logits[i].softmax(0).max(0)
+    notes = picture.note, "" if explanation.L_c[i].any() else NO_EVIDENCE
+    return dict(zip(COLUMNS, [picture.name, picture.label, f"{predicted}", f"{probability:.6f}",
+                              f"{explanation.target[i]}", "; ".join(filter(None, notes))]))
+
+
+def draw_grid(pictures: Sequence[Picture], explanation: Explanation) -> Figure:
+    """A column a picture, a row a panel, in bands; lengths are in inches, y goes downwards."""
+    rows = [table_row(p, explanation, i) for i, p in enumerate(pictures[: BAND * BANDS])]
+    heads = ["image", "predicted", "probability"]
+    heads += ["label"] if any(row["label"] for row in rows) else []
+    heads += ["target"] if any(row["target"] != row["predicted"] for row in rows) else []
+    top, wide = 0.06 + LINE * len(heads), CELL * min(BAND, len(rows))
+    band = top + CELL * len(PANELS)
+    spare = max(0, 1.4 * band - LEFT - wide - RIGHT) / 2  # of few pictures too it is landscape
+    width, height = LEFT + wide + RIGHT + 2 * spare, band * (1 + (len(rows) - 1) // BAND)
+    figure = Figure((width, height), dpi=300)
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: 32 would take four times as long
+    for i, row in enumerate(rows):
+        x, y = LEFT + spare + CELL * (i % BAND), band * (i // BAND)
+        if i % BAND == 0:
+            draw_margins(axes, x - 0.1, x + wide + 0.02, y, heads)
+        for k, head in enumerate(heads):
+            words, style = row[head][:12], dict[str, Any](size=9, color="0.25")
+            if head == "probability":
+                words = f"{float(words):.1%}" if float(words) < 0.9995 else ">99.9%"
+            elif head == "predicted":  # where it is wrong, crossed: clear without colour, too
+                wrong = row["label"] not in ("", words)
+                words, colour = words + " \N{BALLOT X}" * wrong, "crimson" if wrong else "black"
+                style = {"size": 13, "weight": "bold", "color": colour}
+            axes.text(x + SIDE / 2, y + 0.12 + LINE * k, words, ha="center", va="center", **style)
+        image, R, both = pictures[i].image, explanation.R[i], explanation.guided_cam[i]
+        panels = image and image.convert("RGB"), explanation.heatmap[i], R.sum(0), both.sum(0)
+        for k, (values, (colours, *_)) in enumerate(zip(panels, PANELS)):
+            draw_panel(axes, x, y + top + CELL * k, np.asarray(values), colours, SIDE)
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+    axes.set_axis_off()
+    return figure
+
+
+def draw_margins(axes: Any, left: float, right: float, y: float, heads: Sequence[str]) -> None:
+    """The names of a band's rows before them, the scales of their colours behind them."""
+    for k, head in enumerate(heads):
+        name = {"image": "picture", "target": "maps for"}.get(head, head)
+        axes.text(left, y + 0.12 + LINE * k, name, size=9, color="0.25", ha="right", va="center")
+    y += 0.06 + LINE * len(heads)
+    for colours, title, meaning in PANELS:
+        axes.text(left, y + 0.41, title, size=11, weight="bold", ha="right", va="bottom")
+        axes.text(left, y + 0.45, meaning, size=9, color="0.25", ha="right", va="top")
+        if colours:
+            high, low, end = ("max", "0", 0) if colours == "jet" else ("for", "against", -1)
+            draw_panel(axes, right, y, np.linspace(1, end, 80)[:, None].repeat(7, 1), colours, 0.07)
+            axes.text(right + 0.12, y, high, size=8, va="top")
+            axes.text(right + 0.12, y + SIDE, low, size=8, va="bottom")
+        y += CELL
+
+
+def draw_panel(axes: Any, x: float, y: float, values: np.ndarray, colours: str, w: float) -> None:
+    """A picture, or a map in colours, w inches wide; none is blank without a word."""
+    shown = coloured(values, colours) if colours else values
+    axes.imshow(shown, extent=(x, x + w, y + SIDE, y), interpolation="nearest")
+    if colours and not values.any():
+        axes.text(x + w / 2, y + SIDE / 2, NO_EVIDENCE.replace(" ", "\n"), size=9, ha="center",
+                  va="center", bbox={"facecolor": "white", "edgecolor": "none"})
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A hidden file to write, which takes its place when it is complete: no half file is seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------- Command line
+
+def run(options: argparse.Namespace) -> int:
+    """Reads, explains and writes; 1 if a picture had to be left out."""
+    started, net, out = time.perf_counter(), load_network(options.weights), options.out
+    pictures = read_pictures(options.images, options.invert)
+    readable = [picture for picture in pictures if picture.image]
+    if not readable:
+        raise InputError(pictures[0].note if pictures else f"no pictures were given; {GIVE}")
+    rows = {p.name: dict(zip(COLUMNS, (p.name, p.label, "", "", "", f"skipped: {p.note}")))
+            for p in pictures}  # until they are explained
+    for start in range(0, len(readable), 64):
+        batch = readable[start : start + 64]
+        images = [picture.image for picture in batch if picture.image]
+        explanation = explain(net, normalised(images), options.target, options.pad)
+        for i, (picture, image) in enumerate(zip(batch, images)):
+            rows[picture.name] = table_row(picture, explanation, i)
+            large = ImageOps.scale(image, 8, Image.Resampling.NEAREST)
+            mixed = overlay(large, explanation.heatmap[i])
+            for folder, shown in (("raw", image), ("gradcam", mixed)):
+                with whole(out / folder / f"{picture.name}.png") as part:
+                    shown.save(part, "PNG", compress_level=1)  # three times as fast
+        if start == 0:  # here is all that the figure shows
+            with whole(out / f"{STEM}.png") as part:
+                draw_grid(batch, explanation).savefig(part, format="png")
+    with whole(out / f"{STEM}.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *map(dict.values, rows.values())])
+    skipped = [row["note"] for row in rows.values() if not row["predicted"]]
+    more = f"and {len(skipped) - 20} more, see note in the table"
+    for words in skipped[:20] + [more] * (len(skipped) > 20):
+        print(f"{SCRIPT}: {words}", file=sys.stderr)
+    if not options.quiet:
+        print(*account(options, net, [*rows.values()], time.perf_counter() - started), sep="\n")
+    return 1 if skipped else 0
+
+
+def account(options: Any, net: CourseCNN, rows: list[dict[str, str]], seconds: float) -> list[str]:
+    """What was done, in a few lines for a person."""
+    explained = [row for row in rows if row["predicted"]]
+    n, skipped, shown = len(explained), len(rows) - len(explained), BAND * BANDS
+    labels = Counter(row["label"] for row in explained if row["label"])
+    right = Counter(row["label"] for row in explained if row["label"] == row["predicted"])
+    hits, of = sum(right.values()), sum(labels.values())
+    counts = ", ".join(f"{c}_{right[c]}/{labels[c]}" for c in sorted(labels))
+    notes = Counter(note for row in explained for note in row["note"].split("; ") if note)
+    if any(file.name == EXAMPLES for source in options.images for file in files_in(source)):
+        notes["these are the example digits: put your own into data/"] = n
+    why = ": 28 pixels at stride 2 make 14 cells, the map has 8"
+    return [
+        f"network   CourseCNN ({net.conv1.out_channels} and {net.conv2.out_channels} maps), "
+        f"{options.weights.name}",
+        f"layer     conv2, {net.conv2.out_channels} maps of 8 x 8",
+        f"pad       {options.pad}{why if options.pad == PAD else ', as asked'}",
+        f"pictures  {n} explained in {seconds:.1f} s" + f", {skipped} skipped" * (skipped > 0)
+        + f"; the figure shows the first {shown} of {n}" * (n > shown),
+        *[f"accuracy  {hits} of {of} with a label are right ({hits / max(1, of):.1%})"] * (of > 0),
+        *(f"          {line}".replace("_", " ") for line in textwrap.wrap(counts, 70)),
+        *(f"note      {words} ({number})" for words, number in notes.items()),
+        f"written   {options.out / STEM}.png and .csv; gradcam/ and raw/ beside them",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(SCRIPT, argparse.SUPPRESS, __doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("images", nargs="*", type=Path, default=[HERE / "data"], help="files or folders (data/)")
+    add("--weights", type=Path, default=HERE / "mnist_model.pth", metavar="FILE", help=default)
+    add("--target", type=int, choices=range(10), metavar="CLASS", help="(default: predicted)")
+    add("--pad", type=int, choices=range(11), default=PAD, metavar="N", help=default)
+    add("--invert", action="store_true", help="the ink is dark: negate the pictures")
+    add("--out", type=Path, default=HERE / "outputs", metavar="FOLDER", help=default)
+    add("--quiet", action="store_true", help="print nothing but errors")
+    options = parser.parse_args(argv)
+    try:
+        return run(options)
+    except (InputError, OSError, RuntimeError, MemoryError) as error:  # a full disk, no memory
+        parser.error(" ".join(str(error).split()))  # prints one line, ends with code 2
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Pillow's and matplotlib's, of odd files and names
+    sys.exit(main())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draw the eight digits in data/test_data.json: pen strokes of this project's own.
+"""Draw the eight digits in data/example_digits.json: pen strokes of this project's own.
 
-    python tools/draw_digits.py                  writes data/test_data.json anew, byte for byte
+    python tools/draw_digits.py                  writes data/example_digits.json anew, byte for byte
     python tools/draw_digits.py --shaky 400 --out many.json     400 of a hand that shakes
 
 A stroke is a smooth curve through a few points; a digit is one or two of them, slanted a little,
@@ -108,7 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "data" / "test_data.json", help="(default: %(default)s)"
+        "--out",
+        type=Path,
+        default=ROOT / "data" / "example_digits.json",
+        help="(default: %(default)s)",
     )
     parser.add_argument("--shaky", type=int, metavar="N", help="N digits, no two alike")
     options = parser.parse_args(argv)

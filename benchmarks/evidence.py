@@ -35,13 +35,14 @@ import torch
 import torch.nn.functional as F
 from evidence_plots import KEPT, Tree
 from scipy.stats import rankdata
-from subjects import CHUNK, OTHERS, SHIPPED, Subject
+from subjects import CHUNK, OTHERS, SHIPPED, WEIGHTS, Subject
 from torch import Tensor, nn
 from tqdm import tqdm
 from train_mnist import correlation, load_mnist
 
-import SID_a4
-from SID_a4 import METHODS, explain, explain_each, interpolation, place
+from seenby import METHODS, InputError, explain, explain_many
+from seenby.core.placement import interpolation_matrix, place
+from SID_a4 import CourseCNN
 
 Values = dict[tuple[str, ...], Tensor]  # what was measured -> one number for each picture
 
@@ -73,11 +74,11 @@ def maps_of(subject: Subject, target: Tensor, pad: Any = "auto") -> dict[str, Te
     """By every method, (N, H, W); guided ones are signed, their channels summed."""
     parts = []
     for x, c in subject.chunks(target):
-        found = explain_each(subject.net, x, [c], None, list(METHODS), pad)
+        found = explain_many(subject.net, x, [c], None, list(METHODS), pad)
         R, guided_cam = found[0].R, found[0].guided_cam
         assert R is not None
         assert guided_cam is not None
-        parts.append({e.method: e.L_c for e in found})
+        parts.append({e.method: e.heatmap for e in found})
         parts[-1] |= {"guided": R.sum(1), "guided-gradcam": guided_cam.sum(1)}
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -86,7 +87,7 @@ def cells_of(subject: Subject, target: Tensor) -> tuple[Tensor, float]:
     """Grad-CAM as the layer has it (N, u, v), and the pad of the rule."""
     found = [explain(subject.net, x, c, guided=False) for x, c in subject.chunks(target)]
     assert found[0].pad is not None
-    return torch.cat([e.cells for e in found]), found[0].pad[0]
+    return torch.cat([e.L_c for e in found]), found[0].pad[0]
 
 
 def interval(values: Tensor) -> list[float]:
@@ -162,7 +163,7 @@ def worth(subject: Subject, target: Tensor, maps: Tensor, steps: int) -> dict[st
     deletion, insertion = areas(subject, target, maps, steps)
     found = {"deletion": 1 - deletion, "insertion": insertion}
     if subject.name.startswith("course"):
-        ink = (subject.x[:, 0] - subject.cover) * SID_a4.CourseCNN.STD > 0.5
+        ink = (subject.x[:, 0] - subject.cover) * CourseCNN.STD > 0.5
         energy = maps.relu()
         found["energy"] = (energy * ink).sum((1, 2)) / energy.sum((1, 2)).clamp(min=1e-30)
         highest = maps.flatten(1).argmax(1, keepdim=True)
@@ -176,7 +177,7 @@ def worth(subject: Subject, target: Tensor, maps: Tensor, steps: int) -> dict[st
 
 def displacement() -> Tree:
     """Pixels between where a cell of the course network looks and where its value is drawn."""
-    S, net = 28, SID_a4.load_network().net
+    S, net = 28, subjects.shipped_network()
     x = torch.zeros(S, 1, S, S)
     x[range(S), :, range(S)] = torch.nan  # the p-th picture: row p
     with torch.no_grad():
@@ -212,13 +213,13 @@ def placement(subject: Subject, effort: Effort) -> Values:
     S, n = subject.x.shape[2], cells.shape[1]
 
     def agreement(pad: float, down: int = 0, across: int = 0) -> dict[str, Tensor]:
-        weights = interpolation(S, n, pad, cells.dtype, cells.device)
+        weights = interpolation_matrix(S, n, pad, cells.dtype, cells.device)
         moved = ((torch.arange(S) - shift).clamp(0, S - 1) for shift in (down, across))
         rows, columns = (weights[at] for at in moved)
-        L_c = rows @ cells @ columns.T
-        own = correlation(subject.at_patches(L_c), drops)
-        other = correlation(subject.at_patches(another(L_c)), drops)
-        averaged = correlation(subject.at_patches(subject.over_patches(L_c)), drops)
+        maps = rows @ cells @ columns.T
+        own = correlation(subject.at_patches(maps), drops)
+        other = correlation(subject.at_patches(another(maps)), drops)
+        averaged = correlation(subject.at_patches(subject.over_patches(maps)), drops)
         return {"own": own, "another's": other, "difference": own - other, "averaged": averaged}
 
     best, found = agreement(rule), Values()
@@ -244,7 +245,8 @@ def faithfulness(subject: Subject, effort: Effort) -> Values:
     found = Values()
     for pad in sorted({0, min(1, rule), rule}):  # the libraries', the courses', ours
         asked: Any = "auto" if pad == rule else pad
-        weights = interpolation(subject.x.shape[2], cells.shape[1], pad, cells.dtype, cells.device)
+        size, n = subject.x.shape[2], cells.shape[1]
+        weights = interpolation_matrix(size, n, pad, cells.dtype, cells.device)
         ones = worth(subject, target, weights @ torch.ones_like(cells) @ weights.T, effort.steps)
         for name, maps in maps_of(subject, target, asked).items():
             if name == "guided" and pad != rule:  # the same for any pad
@@ -275,6 +277,8 @@ def sanity(subject: Subject, effort: Effort) -> Values:
         torch.manual_seed(seed)
         net = copy.deepcopy(subject.net)
         for layer, child in reversed(list(net.named_children())):
+            if not list(child.parameters()):  # a ReLU
+                continue
             for module in child.modules():
                 if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
                     module.reset_parameters()
@@ -415,8 +419,8 @@ def networks(options: argparse.Namespace, effort: Effort) -> list[tuple[Any, Any
     mnist, real = load_mnist(options.data, download=False), options.real
     lacking = [name for name in subjects.FILES if real and not (real / name).exists()]
     if lacking:
-        raise SID_a4.Complaint(f"--real {real} lacks {lacking[0]}; give a folder with "
-                               f"{', '.join(subjects.FILES)}, or leave it away")  # fmt: skip
+        raise InputError(f"--real {real} lacks {lacking[0]}; give a folder with "
+                         f"{', '.join(subjects.FILES)}, or leave it away")  # fmt: skip
     found: list[tuple[Any, Any]] = [
         (partial(subjects.course_subject, *mnist, seed, effort.epochs), STUDIES)
         for seed in range(1 + effort.seeds)
@@ -431,7 +435,7 @@ def networks(options: argparse.Namespace, effort: Effort) -> list[tuple[Any, Any
 
 
 def measured(options: argparse.Namespace, effort: Effort) -> Tree:
-    weights = hashlib.sha256((SID_a4.HERE / "mnist_model.pth").read_bytes()).hexdigest()
+    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
     found: Tree = {"weights": weights, "counts": asdict(effort), "networks": {}}
     found["displacement"] = displacement()
     values: dict[str, dict[str, Values]] = {}
@@ -485,7 +489,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         found = measured(options, QUICK if options.quick else Effort())
-    except SID_a4.Complaint as problem:
+    except InputError as problem:
         parser.error(str(problem))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / KEPT.name).write_text(written(found))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What evidence.py found, for print: the plots in report/ and the table in the README.
+"""What evidence.py found, for print: the plots in report/ and the table in docs/evidence.md.
 
     python benchmarks/evidence_plots.py       anew from report/evidence.json
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "report" / "evidence.json"
+PAGE = ROOT / "docs" / "evidence.md"
 TABLE = re.compile(r"(?s)<!-- from report/evidence.json -->.*?<!-- end -->")
 Tree = dict[str, Any]
 
@@ -142,9 +143,9 @@ def table(found: Tree) -> str:
 
 
 def main() -> int:
-    found, readme = json.loads(KEPT.read_text()), ROOT / "README.md"
+    found = json.loads(KEPT.read_text())
     draw(found, KEPT.parent)
-    readme.write_text(TABLE.sub(table(found), readme.read_text()))
+    PAGE.write_text(TABLE.sub(table(found), PAGE.read_text()))
     return 0
 
 

@@ -4,12 +4,12 @@
     python benchmarks/peers.py                       all of it, into benchmarks/peers.json (hours)
     python benchmarks/peers.py --quick               the course network at batch 8, printed alone
     python benchmarks/peers.py --networks resnet50 --batches 8 --classes 1     one cell, kept
-    python benchmarks/peers.py --table               puts peers.json into the README's table
+    python benchmarks/peers.py --table               puts peers.json into the table of docs/speed.md
 
 Every contestant explains the same pictures with a network of its own copy, in one process; ratios
 are taken within a round, so that a machine whose speed changes does not decide. Each round has an
 order of its own, as each contestant leaves the next its caches and its heap: of DenseNet-121 with
-eight pictures this script took 0.99 of the floor's time in one fixed order, 0.94 in changing ones.
+eight pictures seenby took 0.99 of the floor's time in one fixed order, 0.94 in changing ones.
 The floor is one forward pass and one gradient of the pictures by the bare network, without any map.
 """
 
@@ -38,29 +38,19 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import SID_a4  # noqa: E402
+from seenby import explain_many  # noqa: E402
+from seenby.core.layers import find_layer  # noqa: E402
+from seenby.machine import import_torchvision  # noqa: E402
+from SID_a4 import CourseCNN  # noqa: E402
 
-torchvision = SID_a4.import_torchvision()  # which the libraries import
+torchvision = import_torchvision()  # which the libraries import
 
+PAGE = ROOT / "docs" / "speed.md"
 TABLE = re.compile(r"(?s)<!-- from benchmarks/peers.json -->.*?<!-- end -->")
 KEPT = ROOT / "benchmarks" / "peers.json"
 NETWORKS = ("course", "alexnet", "vgg16", "resnet18", "resnet50", "densenet121")
 Maps = tuple[Tensor, Tensor | None]  # for the last class: (B, u, v) Grad-CAM, (B, C, H, W) guided
 Contestant = Callable[[Tensor, list[list[int]]], Maps | None]  # pictures, and a class each, n times
-
-
-class CourseCNN(SID_a4.CourseCNN):
-    """With modules for its ReLUs, as the libraries can't see functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu1(F.max_pool2d(self.conv1(x), 2))
-        x = self.relu2(F.max_pool2d(self.conv2(x), 2))
-        y: Tensor = self.fc2(self.relu3(self.fc1(x.flatten(1))))
-        return y
 
 
 def floor(net: nn.Module, _layer: str) -> Contestant:
@@ -74,15 +64,15 @@ def floor(net: nn.Module, _layer: str) -> Contestant:
 
 def ours(net: nn.Module, layer: str) -> Contestant:
     def run(x: Tensor, classes: list[list[int]]) -> Maps:
-        last = SID_a4.explain_each(net, x, classes, layer)[-1]
-        return last.cells, last.R
+        last = explain_many(net, x, classes, layer)[-1]
+        return last.L_c, last.R
 
     return run
 
 
 def ours_cam(net: nn.Module, layer: str) -> Contestant:
     def run(x: Tensor, classes: list[list[int]]) -> Maps:
-        return SID_a4.explain_each(net, x, classes, layer, guided=False)[-1].cells, None
+        return explain_many(net, x, classes, layer, guided=False)[-1].L_c, None
 
     return run
 
@@ -136,15 +126,16 @@ def torchcam(net: nn.Module, layer: str) -> Contestant:
     return run
 
 
+OURS, OURS_CAM = "seenby", "seenby, Grad-CAM alone"
 CONTESTANTS: dict[str, Callable[[nn.Module, str], Contestant]] = {
     "floor": floor,
-    "SID_a4": ours,
-    "SID_a4, Grad-CAM alone": ours_cam,
+    OURS: ours,
+    OURS_CAM: ours_cam,
     "Captum": captum,
     "pytorch-grad-cam": pytorch_grad_cam,
     "torchcam (Grad-CAM alone)": torchcam,
 }
-BASE = {"torchcam (Grad-CAM alone)": "SID_a4, Grad-CAM alone"}  # like is compared with like
+BASE = {"torchcam (Grad-CAM alone)": OURS_CAM}  # like is compared with like
 
 
 def cell(name: str, B: int, n_classes: int, rounds: int) -> dict[str, Any]:
@@ -154,7 +145,7 @@ def cell(name: str, B: int, n_classes: int, rounds: int) -> dict[str, Any]:
     net.eval()
     x = torch.rand(B, 1, 28, 28) if name == "course" else torch.rand(B, 3, 224, 224)
     classes = [[(i + k) % 10 for i in range(B)] for k in range(n_classes)]
-    layer = SID_a4.find_layer(net, x[:1])
+    layer = find_layer(net, x[:1])
     run = {who: make(copy.deepcopy(net), layer) for who, make in CONTESTANTS.items()}
     maps = {who: go(x, classes) for who, go in run.items()}  # which warms them up, too
     memory = {who: peak_MiB(partial(go, x, classes)) for who, go in run.items()}
@@ -168,12 +159,12 @@ def cell(name: str, B: int, n_classes: int, rounds: int) -> dict[str, Any]:
     return {
         "network": name, "batch": B, "classes": n_classes, "layer": layer, "rounds": rounds,
         "seconds": {who: statistics.median(each) for who, each in seconds.items()},
-        "times ours": {who: spread(each, seconds[BASE.get(who, "SID_a4")])
-                       for who, each in seconds.items() if not who.startswith("SID_a4")},
-        "times the floor": spread(seconds["SID_a4"], seconds["floor"]),
+        "times ours": {who: spread(each, seconds[BASE.get(who, OURS)])
+                       for who, each in seconds.items() if not who.startswith(OURS)},
+        "times the floor": spread(seconds[OURS], seconds["floor"]),
         "MiB": memory,
-        "difference": {who: difference(found, maps["SID_a4"]) for who, found in maps.items()
-                       if found and who != "SID_a4"},
+        "difference": {who: difference(found, maps[OURS]) for who, found in maps.items()
+                       if found and who != OURS},
     }  # fmt: skip
 
 
@@ -186,10 +177,10 @@ def spread(theirs: list[float], base: list[float]) -> list[float]:
 def difference(theirs: Maps, mine: Maps | None) -> dict[str, float]:
     """Largest difference to ours, relative to the largest value; Grad-CAM from 0 to 1 each."""
     assert mine is not None
-    cells, L_c = mine[0], theirs[0]
-    if L_c.shape != cells.shape:  # pytorch-grad-cam's are stretched
-        cells = F.interpolate(cells[:, None], L_c.shape[1:], mode="bilinear")[:, 0]
-    found = {"Grad-CAM": float((zero_to_one(L_c) - zero_to_one(cells)).abs().max())}
+    ours, L_c = mine[0], theirs[0]
+    if L_c.shape != ours.shape:  # pytorch-grad-cam's are stretched
+        ours = F.interpolate(ours[:, None], L_c.shape[1:], mode="bilinear")[:, 0]
+    found = {"Grad-CAM": float((zero_to_one(L_c) - zero_to_one(ours)).abs().max())}
     if theirs[1] is not None and mine[1] is not None:
         found["guided"] = float((theirs[1] - mine[1]).abs().max() / mine[1].abs().max())
     return found
@@ -229,7 +220,7 @@ def line(found: dict[str, Any]) -> str:
 
 def table(kept: list[dict[str, Any]]) -> str:
     """In Markdown."""
-    libraries = [who for who in CONTESTANTS if who != "floor" and not who.startswith("SID_a4")]
+    libraries = [who for who in CONTESTANTS if who != "floor" and not who.startswith(OURS)]
     rows = [["network", "pictures", "classes", "ours / floor", *libraries]]
     rows += [["---", *["---:"] * (3 + len(libraries))]]
     for found in kept:
@@ -240,7 +231,7 @@ def table(kept: list[dict[str, Any]]) -> str:
 
 
 def marked(kept: list[dict[str, Any]]) -> str:
-    """As it stands in the README."""
+    """As it stands in docs/speed.md."""
     return f"<!-- from benchmarks/peers.json -->\n{table(kept)}\n<!-- end -->"
 
 
@@ -257,8 +248,7 @@ def main() -> int:
     options = parser.parse_args()
     kept = json.loads(KEPT.read_text())["cells"] if KEPT.exists() else []
     if options.table:
-        readme = ROOT / "README.md"
-        readme.write_text(TABLE.sub(lambda _: marked(kept), readme.read_text()))
+        PAGE.write_text(TABLE.sub(lambda _: marked(kept), PAGE.read_text()))
         return 0
     if options.quick:
         options.networks, options.batches, options.classes = ("course",), (8,), (1,)

@@ -4,9 +4,9 @@
     python benchmarks/scale.py            into benchmarks/scale.json (some minutes)
     python benchmarks/scale.py --quick    smaller, printed alone
 
-The pictures are the shipped digits with noise, as PNG files in one folder. A run writes nothing but
-the table and the figure ("maps"), or two pictures for each as well ("overlays"); it is one process,
-or one for each core, started by torchrun.
+The pictures are the example digits with noise, as PNG files in one folder; the course network
+explains them. A run writes nothing but the table and the figure, or two pictures for each as well
+("overlays": all); it is one process, or one for each core, started by torchrun.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from startup import COURSE, example_digits, measured
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import SID_a4  # noqa: E402
+import seenby  # noqa: E402  (which imports torch when it is first used: see startup.py)
 
 KEPT = ROOT / "benchmarks" / "scale.json"
+OVERLAYS = {"none": ["--no-overlays", "--no-raw"], "all": []}
 CORES = os.cpu_count() or 1
 LAUNCHERS = {"one process": [sys.executable], f"{CORES} processes": [
     sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={CORES}",
@@ -39,7 +40,7 @@ LAUNCHERS = {"one process": [sys.executable], f"{CORES} processes": [
 
 def noisy_digits(folder: Path, count: int) -> None:
     rng = np.random.default_rng(0)
-    digits = [p.image for p in SID_a4.read_pictures([ROOT / "data"], SID_a4.load_network())]
+    digits = example_digits()
     for i in range(count):
         digit = np.asarray(digits[i % len(digits)], np.float64)
         pixels = (digit + rng.normal(0, 20, digit.shape)).clip(0, 255).astype(np.uint8)
@@ -49,14 +50,8 @@ def noisy_digits(folder: Path, count: int) -> None:
 def one_run(launcher: list[str], pictures: Path, count: int, overlays: str) -> tuple[float, float]:
     """Seconds and peak MiB of a whole run; of several processes, of the largest."""
     with tempfile.TemporaryDirectory() as out:
-        words = [*launcher, str(ROOT / "SID_a4.py"), str(pictures), "--limit", str(count)]
-        words += ["--overlays", overlays, "--out", out, "--quiet"]
-        start = time.perf_counter()
-        _, status, usage = os.wait4(os.posix_spawn(words[0], words, os.environ), 0)
-        seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{' '.join(words)} failed")
-    return seconds, usage.ru_maxrss / 1024
+        return measured([*launcher, "-m", "seenby", str(pictures), *COURSE, "--limit", str(count),
+                         *OVERLAYS[overlays], "--out", out, "--quiet"])  # fmt: skip
 
 
 def slope(counts: list[int], seconds: list[float]) -> dict[str, float]:
@@ -69,7 +64,7 @@ def slope(counts: list[int], seconds: list[float]) -> dict[str, float]:
     return {"slope": round(float(fit[0]), 3), "R2": round(float(R2), 4)}
 
 
-def measured(
+def series(
     who: str, overlays: str, counts: list[int], folder: Path, rounds: int
 ) -> dict[str, Any]:
     # Round by round: where a machine's speed drifts, the start that is subtracted drifts with it.
@@ -94,24 +89,30 @@ def decoding(folder: Path, count: int = 100) -> float:
     small = Image.fromarray(rng.integers(0, 256, (38, 50, 3), np.uint8))
     photo = small.resize((500, 375), Image.Resampling.BICUBIC)
     photo.save(path := folder / "photo.jpg", quality=90)
-    feed: dict[str, Any] = {"size": (224, 224), "cover": (256, 256)}
-    network = replace(SID_a4.load_network(), **feed, mean=(0.5,) * 3, std=(0.5,) * 3)
+    preprocessing = seenby.Preprocessing()
     start = time.perf_counter()
-    for _ in SID_a4.read_pictures([path] * count, network):
+    for _ in seenby.read_pictures([path] * count, preprocessing):
         pass
     return count / (time.perf_counter() - start)
 
 
-def merging(folder: Path, blocks: int = 3000) -> float:
-    """Rows per second that the parts of a run of 16 pictures a block are merged with."""
-    options = argparse.Namespace(out=folder, parts=folder, grid=8, pick="all", save_maps=None)
-    row = ["7", "7", "0.999876", "7", "conv2", "gradcam", ""]
-    for number in range(blocks):
-        lines = [",".join([f"{16 * number + i:08}", *row]) for i in range(16)]
-        (folder / f"{number}.csv").write_text("\n".join(lines) + "\n")
+def merging(folder: Path, batches: int = 3000) -> float:
+    """Rows per second that the parts of a run of 16 pictures a batch are merged with."""
+    from seenby.outputs.store import OutputFolder
+    from seenby.outputs.table import EXPLAINED, blank_row
+
+    output = OutputFolder(folder, folder, seenby.Style(), overlays=False, raw=False, panels=False,
+                          save_maps=None, uncropped=False, name_targets=False, name_methods=False)
+    known = {"predicted": "7", "predicted_probability": "0.999876", "target": "7",
+             "target_index": "7", "target_probability": "0.999876", "layer": "conv2",
+             "method": "gradcam"}  # fmt: skip
+    for number in range(batches):
+        pictures = [seenby.Picture(f"{16 * number + i:08}", None, "7") for i in range(16)]
+        with output.open_table(folder / f"{number}.csv") as table:
+            table.writerows(blank_row(picture, EXPLAINED) | known for picture in pictures)
     start = time.perf_counter()
-    SID_a4.merged(options, 16 * blocks)
-    return 16 * blocks / (time.perf_counter() - start)
+    output.merge_parts(columns=8, pick="all")
+    return 16 * batches / (time.perf_counter() - start)
 
 
 def main() -> int:
@@ -128,7 +129,7 @@ def main() -> int:
         noisy_digits(Path(name), counts[-1])
         for overlays in ("none", "all"):
             for who in LAUNCHERS:
-                found.append(measured(who, overlays, counts, Path(name), rounds))
+                found.append(series(who, overlays, counts, Path(name), rounds))
                 print(json.dumps(found[-1]), flush=True)
         (parts := Path(name, "parts")).mkdir()
         parts_per_second = {"decode": round(decoding(parts)), "merge": round(merging(parts))}

@@ -19,8 +19,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from train_mnist import Digits, occlusion, train  # noqa: E402
 
-import SID_a4  # noqa: E402
+from seenby import load_network, read_pictures  # noqa: E402
+from seenby.inputs.checkpoints import build_with_checkpoint  # noqa: E402
+from seenby.inputs.classes import class_index  # noqa: E402
+from seenby.inputs.pictures import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from SID_a4 import CourseCNN  # noqa: E402
 
+WEIGHTS = ROOT / "mnist_model.pth"
 CHUNK = 50  # pictures explained at a time
 FILES = ("cifar10_resnet32.th", "cifar10_600.npz", "squeezenet1_0.pth", "dog_cat.png", "photos")
 SHIPPED, OTHERS = "course, shipped", "course, other seeds"
@@ -105,44 +110,48 @@ class CifarResNet(nn.Module):
         return y
 
 
+def shipped_network() -> nn.Module:
+    return build_with_checkpoint(CourseCNN, str(WEIGHTS)).eval()
+
+
 def course_subject(training: Digits, test: Digits, seed: int, epochs: int) -> Subject:
     """The shipped network (seed 0, which was chosen), or one of a seed that nobody chose."""
     shuffled = torch.randperm(len(test.x), generator=torch.Generator().manual_seed(0))
     x, y = test.x[shuffled], test.y[shuffled]  # MNIST's own order puts the easy half first
-    net = train(training, seed, epochs) if seed else SID_a4.load_network().net
-    black = -SID_a4.CourseCNN.MEAN / SID_a4.CourseCNN.STD
+    net = train(training, seed, epochs) if seed else shipped_network()
+    black = -CourseCNN.MEAN / CourseCNN.STD
     return Subject(f"course, seed {seed}" if seed else SHIPPED, net, x, y, black)
 
 
 def cifar_subject(real: Path) -> Subject:
-    net = SID_a4.with_weights(CifarResNet, str(real / "cifar10_resnet32.th")).eval()
+    net = build_with_checkpoint(CifarResNet, str(real / "cifar10_resnet32.th")).eval()
     with np.load(real / "cifar10_600.npz") as file:
         shuffled = np.random.default_rng(0).permutation(len(file["x"]))
         pixels, y = file["x"][shuffled], torch.from_numpy(file["y"][shuffled]).long()
-    mean, std = (torch.tensor(m) for m in (SID_a4.IMAGENET_MEAN, SID_a4.IMAGENET_STD))
+    mean, std = (torch.tensor(m) for m in (IMAGENET_MEAN, IMAGENET_STD))
     x = ((torch.from_numpy(pixels).float() / 255 - mean) / std).permute(0, 3, 1, 2)
     return Subject("ResNet-32, CIFAR-10", net, x, y, patch=9, step=3, share=0.15)
 
 
 def squeezenet_subject(real: Path) -> Subject:
-    network = SID_a4.load_network("squeezenet1_0", str(real / "squeezenet1_0.pth"))
-    pictures = list(SID_a4.read_pictures([real / "photos"], network))
+    network = load_network("squeezenet1_0", str(real / "squeezenet1_0.pth"))
+    pictures = list(read_pictures([real / "photos"], network.preprocessing, network.classes))
     x = network.tensor([picture.image for picture in pictures if picture.image])
-    y = torch.tensor([SID_a4.class_number(p.name, network.classes) for p in pictures])
+    y = torch.tensor([class_index(p.name, network.classes) for p in pictures])
     x = x.contiguous(memory_format=torch.channels_last)  # one and a half times as fast
-    return Subject("SqueezeNet, ImageNet", network.net, x, y, patch=49, step=18)
+    return Subject("SqueezeNet, ImageNet", network.module, x, y, patch=49, step=18)
 
 
 def dog_and_cat(real: Path) -> Subject:
     """Where they are was measured by eye, on the picture of 224 x 224."""
-    network = SID_a4.load_network("squeezenet1_0", str(real / "squeezenet1_0.pth"))
-    (picture,) = SID_a4.read_pictures([real / "dog_cat.png"], network)
+    network = load_network("squeezenet1_0", str(real / "squeezenet1_0.pth"))
+    (picture,) = read_pictures([real / "dog_cat.png"], network.preprocessing)
     assert picture.image
     regions = torch.zeros(1, 2, 224, 224)
     regions[0, 0, 12:122, 75:172] = regions[0, 1, 122:222, 42:205] = 1
-    names = [SID_a4.class_number(name, network.classes) for name in ("bull mastiff", "tiger cat")]
+    names = [class_index(name, network.classes) for name in ("bull mastiff", "tiger cat")]
     x, y = network.tensor([picture.image]), torch.tensor([names])
-    return Subject("SqueezeNet, dog and cat", network.net, x, y, regions=regions)
+    return Subject("SqueezeNet, dog and cat", network.module, x, y, regions=regions)
 
 
 def halves(x: Tensor) -> Tensor:

@@ -68,6 +68,8 @@ def parse_settings(argv: Sequence[str] | None) -> Settings:
     options["images"] = (*options["images"], *options.pop("more_images"))
     if options["list_layers"] and ".py:" not in options["model"]:
         options["weights"] = options["weights"] or "none"  # no download for a table
+    for name in ("target", "method", "panels"):
+        options[name] = tuple(dict.fromkeys(options[name]))  # each once, in their order
     style = {name: options.pop(name) for name in ("panels", "colormap", "opacity")}
     settings = Settings(style=Style(**style), **options)
     if not settings.model:

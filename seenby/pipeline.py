@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -110,16 +110,16 @@ def explain_batches(run: Run) -> dict[int, list[Result]]:
     workers = settings.workers if run.total > 4 * settings.batch_size else 0
     loader = DataLoader(batches, batch_size=None, num_workers=workers)
     figure_batches: dict[int, list[Result]] = {}
-    columns, picks_left, last = 0, count_picks_left(run), max(done, default=-1)
+    columns, picked = 0, count_picked(run)
     with progress_bar(run, len(done)) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
         # All threads start now: one that lacks memory would be waited for for ever.
         pool.map(Barrier(WRITERS).wait, [5] * WRITERS)
         for number, batch in loader:
-            if picks_left <= 0 and number > last:  # what was done later was picked before
+            if (picks_left := count_picks_left(settings, picked, number)) <= 0:
                 break
             results = explain_batch(batch, run.network, settings, run.targets, picks_left)
-            picks_left -= sum(bool(result.explanations) for result in results)
+            picked[number] = sum(bool(result.explanations) for result in results)
             if columns < settings.columns:
                 figure_batches[number] = [result for result in results if result.explanations]
                 columns += sum(len(result.explanations) for result in results)
@@ -133,12 +133,21 @@ def explain_batches(run: Run) -> dict[int, list[Result]]:
     return figure_batches
 
 
-def count_picks_left(run: Run) -> int:
-    """With --pick, --limit counts the pictures that were picked, also before --resume."""
+def count_picked(run: Run) -> Counter[int]:
+    """How many pictures of each finished batch were picked; counted only where it matters."""
     if run.settings.pick == "all" or run.settings.limit is None:
+        return Counter()
+    return Counter(number for number, rows in run.output.read_parts() if rows[0]["target"])
+
+
+def count_picks_left(settings: Settings, picked: Counter[int], number: int = sys.maxsize) -> int:
+    """With --pick, --limit counts the pictures that were picked, here in the batches before one.
+
+    Batches behind it may be done already, before --resume: they must not take away its picks.
+    """
+    if settings.pick == "all" or settings.limit is None:
         return sys.maxsize
-    picked = {row["image"] for _, rows in run.output.read_parts() for row in rows if row["target"]}
-    return run.settings.limit - len(picked)
+    return settings.limit - sum(n for batch, n in picked.items() if batch < number)
 
 
 def progress_bar(run: Run, done: int) -> Any:
@@ -156,7 +165,8 @@ def wait_for_parts(run: Run) -> None:
     patience = SHARED_FOLDER_TIMEOUT if run.ranks.world_size > 1 else 0
     end = time.monotonic() + patience
     batches = -(-run.total // run.settings.batch_size)
-    while len(run.output.finished_batches()) < batches and count_picks_left(run) > 0:
+    while (len(run.output.finished_batches()) < batches
+           and count_picks_left(run.settings, count_picked(run)) > 0):
         if time.monotonic() > end:
             raise InputError(f"{run.output.parts} is no longer complete, as when another run "
                              "writes into the same folder; add --resume, and give each run an "
@@ -169,8 +179,10 @@ def figure_columns(run: Run, tally: Tally,
     """What the figure shows. What another rank, or an earlier run, explained is explained again."""
     missing = set(tally.in_figure.values()) - at_hand.keys()
     batches = iter(Batches(run.settings, run.network, missing))
+    picked = count_picked(run) if missing else Counter()
     for number, batch in itertools.islice(batches, len(missing)):
-        at_hand[number] = explain_batch(batch, run.network, run.settings, run.targets, sys.maxsize)
+        picks_left = count_picks_left(run.settings, picked, number)  # as before, to the last digit
+        at_hand[number] = explain_batch(batch, run.network, run.settings, run.targets, picks_left)
     results = [result for number in sorted(at_hand) for result in at_hand[number]]
     columns = [(r.picture, explanation) for r in results if r.picture.name in tally.in_figure
                for explanation in r.explanations]

@@ -1,14 +1,14 @@
-"""The benchmarks compare like with like, and the README quotes what they found."""
+"""The benchmarks compare like with like, and docs/speed.md quotes what they found."""
 
+import csv
 import json
 
-import numpy as np
 import peers
 import pytest
 import scale
+import startup
 import torch
-
-from SID_a4 import HERE
+from course import example_digits
 
 
 @pytest.mark.filterwarnings("ignore")  # Captum warns of its own hooks
@@ -17,7 +17,7 @@ def test_all_contestants_find_the_same_maps(n_classes):
     found = peers.cell("course", 3, n_classes, rounds=2)
     assert found["layer"] == "conv2"
     theirs = found["difference"]
-    assert set(theirs) == set(peers.CONTESTANTS) - {"floor", "SID_a4"}
+    assert set(theirs) == set(peers.CONTESTANTS) - {"floor", "seenby"}
     for who, difference in theirs.items():
         assert difference["Grad-CAM"] < 1e-4, who
         assert difference.get("guided", 0) < 1e-4, who
@@ -40,9 +40,24 @@ def test_ratios_are_taken_within_a_round():
     assert peers.spread([2.0, 20.0, 6.0], [1.0, 10.0, 2.0]) == [2, 2, 3]
 
 
-def test_the_readme_has_the_table_of_the_benchmark():
+def test_the_page_has_the_table_of_the_benchmark():
     kept = json.loads(peers.KEPT.read_text())["cells"]
-    assert peers.marked(kept) in (HERE / "README.md").read_text()
+    assert peers.marked(kept) in peers.PAGE.read_text()
+
+
+def test_what_was_kept_has_the_contestants_of_today():
+    for cell in json.loads(peers.KEPT.read_text())["cells"]:
+        assert set(cell["seconds"]) == set(cell["MiB"]) == set(peers.CONTESTANTS)
+
+
+def test_the_table_is_written_into_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "PAGE", tmp_path / "speed.md")
+    page = "before\n<!-- from benchmarks/peers.json -->\nold\n<!-- end -->\nafter\n"
+    peers.PAGE.write_text(page)
+    monkeypatch.setattr("sys.argv", ["peers.py", "--table"])
+    assert peers.main() == 0
+    kept = json.loads(peers.KEPT.read_text())["cells"]
+    assert peers.PAGE.read_text() == f"before\n{peers.marked(kept)}\nafter\n"
 
 
 def test_the_slope_of_a_power_law():
@@ -54,5 +69,37 @@ def test_the_slope_of_a_power_law():
 def test_scale_measures_decoding_and_merging(tmp_path):
     assert scale.decoding(tmp_path, 5) > 1
     assert scale.merging(tmp_path, 20) > 100
-    table = np.loadtxt(tmp_path / "SID_a4.csv", str, delimiter=",", skiprows=1)
-    assert table[:, 0].tolist() == [f"{i:08}" for i in range(320)]
+    with (tmp_path / "seenby.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [f"{i:08}" for i in range(320)]
+    assert {row["status"] for row in rows} == {"explained"}
+
+
+@pytest.mark.slow  # whole runs
+def test_runs_of_the_benchmarks_write_what_they_are_asked_for(tmp_path):
+    scale.noisy_digits(tmp_path, 3)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{i:06}.png" for i in range(3)]
+    for overlays in scale.OVERLAYS:
+        seconds, MiB = scale.one_run(scale.LAUNCHERS["one process"], tmp_path, 2, overlays)
+        assert seconds > 0.5
+        assert 100 < MiB < 2000
+
+
+def test_startup_reads_the_example_digits_as_the_others_do():
+    mine = [image.tobytes() for image in startup.example_digits()]
+    assert mine == [digit.image.tobytes() for digit in example_digits()]
+
+
+def test_startup_holds_the_script_to_its_limit(capsys):
+    script, tool = "SID_a4.py, default run", "seenby, one picture"
+    rounds = [{"imports": (t, 200.0), script: (1.1 * t, 200.0), tool: (2 * t, 300.0)}
+              for t in (1.0, 4.0, 2.0)]  # fmt: skip
+    assert startup.report(rounds) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[1].split()) == (
+        "SID_a4.py, default run 2.20 s, 1.10 times the imports "
+        "200.00 MiB, 1.00 times the imports (limit 1.3)"
+    )
+    assert "4.00 s, 2.00 times the imports" in lines[2]
+    assert startup.report([each | {script: (1.0, 261.0)} for each in rounds]) == 1
+    assert startup.report([each | {script: (9.0, 200.0)} for each in rounds]) == 1

@@ -1,106 +1,98 @@
 """Bad input gets one line that helps, exit code 2, and nothing is written."""
 
-import csv
-import json
+import os
 import re
+import signal
 import subprocess
 import sys
-import tomllib
+import time
 
 import numpy as np
 import pytest
 import torch
+from course import COURSE
 from PIL import Image
+from running import course_run, files_in, seenby
 
-import SID_a4
-from SID_a4 import HERE, CourseCNN, main
-
-DATA = HERE / "data" / "test_data.json"
+# Ends with an option of one word, so that pictures may stand behind it.
+MODEL = (*COURSE[-4:], *COURSE[:-4])
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
 @pytest.fixture
-def refused(tmp_path, capsys):
-    """The one line that is said to some arguments; in them {} is a temporary folder."""
+def refused(tmp_path, digit_folder):
+    """The one line that is said to some words; in them {} is a temporary folder."""
 
     def line(arguments, out="{}/out"):
         (tmp_path / "empty").mkdir()
-        (tmp_path / "empty.json").write_text("")
         (tmp_path / "empty.png").write_text("")
         (tmp_path / "text.png").write_text("hello")
-        (tmp_path / "negative.json").write_text(json.dumps([[-1] * 784]))
+        (tmp_path / "numbers.json").write_text("[[-1, 2]]")
         noise = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
         Image.fromarray(noise).save(path := tmp_path / "cut.png")
         path.write_bytes(path.read_bytes()[:400])
         torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
         before = sorted(tmp_path.rglob("*"))
-        words = [a.format(tmp_path) for a in [*arguments, *(["--out", out] if out else [])]]
-        assert main(words) == 2
-        stdout, stderr = capsys.readouterr()
-        assert stdout == ""
-        assert stderr.startswith("SID_a4.py: error: ")
+        pictures = [] if arguments[0][:1] != "-" else [str(digit_folder)]
+        words = [*pictures, *arguments, *(["--out", out] if out else [])]
+        code, stdout, stderr = seenby(*MODEL, *(word.format(tmp_path) for word in words))
+        assert (code, stdout) == (2, "")
+        assert stderr.startswith("seenby: error: ")
         assert stderr.count("\n") == 1
         assert sorted(tmp_path.rglob("*")) == before
-        return stderr.removeprefix("SID_a4.py: error: ").replace(str(tmp_path), "{}").strip()
+        return stderr.removeprefix("seenby: error: ").replace(str(tmp_path), "{}").strip()
 
     return line
 
 
-PICTURE = "; give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture, or a .json of pixels"
-PIXELS = "; give 28 x 28 or 784 numbers a picture, from 0 to 255 or from 0 to 1"
+PICTURE = "; give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture"
 WEIGHTS = "; give a file written by torch.save(net.state_dict(), FILE) with --weights"
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["{}/nope.png"], "argument IMAGES: {}/nope.png does not exist; give picture files"),
-        (["x" * 300], "argument IMAGES: " + "x" * 300 + " does not exist; give picture files"),
+        (["{}/nope.png", "--quiet"],
+         "argument IMAGES: {}/nope.png does not exist; give picture files"),
+        (["--quiet", "x" * 300],
+         "argument IMAGES: " + "x" * 300 + " does not exist; give picture files"),
         (["--target", "x" * 300], "class " + "x" * 300 + " was given; the network has classes 0"),
         (["--limit", "0"], "argument --limit: '0' was given; give a number from 1 to 1000000000"),
-        ([str(DATA), "{}/nope"], "argument IMAGES: {}/nope does not exist; give"),
-        (["{}/empty"], "no pictures were given; give files or folders with .json .png .jpg"),
+        (["{}/cut.png", "{}/nope"], "argument IMAGES: {}/nope does not exist; give"),
+        (["{}/empty"], "no pictures were given; give files or folders with .png .jpg .jpeg .bmp"),
         (["{}/empty.png"], "{}/empty.png is an empty file" + PICTURE),
         (["{}/text.png"], "{}/text.png is not an image" + PICTURE),
         (["{}/cut.png"], "{}/cut.png is truncated or broken ("),
-        (["{}/empty.json"], "{}/empty.json is broken or empty (Expecting value"),
-        (["{}/negative.json"], "image_0 in {}/negative.json holds numbers from -1 to -1" + PIXELS),
+        (["{}/numbers.json"], "{}/numbers.json is not an image" + PICTURE),
         (["{}/text.png", "{}/cut.png"], "{}/text.png is not an image" + PICTURE + " (and 1 more"),
         (["--weights", "{}/nope.pth"], "weights {}/nope.pth: No such file or directory" + WEIGHTS),
         (["--weights", "{}/text.png"], "weights {}/text.png: the file is truncated or no check"),
-        (
-            ["--weights", "{}/other.pth"],
-            "weights {}/other.pth are of another network: conv1.weight",
-        ),
+        (["--weights", "{}/other.pth"],
+         "weights {}/other.pth are of another network: conv1.weight"),
         (["--target", "10"], "class 10 was given; the network has classes 0 to 9: name one"),
         (["--target", "-1"], "class -1 was given; the network has classes 0 to 9: name one"),
         (["--target", "dog"], "class dog was given; the network has classes 0 to 9: name one"),
         (["--pad", "-1"], "argument --pad: '-1' was given; give 'auto' or a number from 0 to 999"),
-        (
-            ["--pad", "1.5"],
-            "argument --pad: '1.5' was given; give 'auto' or a number from 0 to 999",
-        ),
-        (
-            ["--pad", "99999"],
-            "argument --pad: '99999' was given; give 'auto' or a number from 0 to 999",
-        ),
-        (["--device", "cuda:77"], "argument --device: cuda:77 is not to be had here ("),
-        (["--device", "toaster"], "argument --device: toaster is not to be had here ("),
-        (
-            ["--classes", "{}/negative.json"],
-            "argument --classes: {}/negative.json (no list of names); give",
-        ),
+        (["--pad", "1.5"],
+         "argument --pad: '1.5' was given; give 'auto' or a number from 0 to 999"),
+        (["--pad", "99999"],
+         "argument --pad: '99999' was given; give 'auto' or a number from 0 to 999"),
+        (["--device", "cuda:77"], "argument --device: cuda:77 is not available ("),
+        (["--device", "toaster"], "argument --device: toaster is not available ("),
+        (["--class-names", "{}/numbers.json"],
+         "argument --class-names: {}/numbers.json (no list of names); give"),
         (["--mean", "nan"], "argument --mean: 'nan' was given; give a number a channel"),
-        (["--method", "magic"], "argument --method: invalid choice: 'magic' (choose from"),
-        (["--panels", "raw", "x"], "argument --panels: invalid choice: 'x' (choose from"),
+        (["--method", "magic"], "argument --method: 'magic' was given; give some of gradcam, "),
+        (["--panels", "raw", "x"], "argument --panels: 'x' was given; give some of raw, cam, "),
         (["--size", "0"], "argument --size: '0' was given; give pixels, as in 224"),
         (["--colormap", "jett"], "argument --colormap: 'jett' is unknown to matplotlib; give jet"),
         (["--opacity", "2"], "argument --opacity: '2' was given; give a number from 0 to 1"),
         (["--layer", "conv3"], "the network has no layer conv3; the nearest names are conv"),
-        (["--model", "resnet19"], "model resnet19 is not known; give course, resnet1"),
+        (["--model", "resnet19"], "model resnet19 is not known; give resnet1"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate; see --help"),
         (["--out"], "argument --out: expected one argument; see --help"),
     ],
-)
+)  # fmt: skip
 def test_every_mistake_gets_one_line(refused, arguments, says):
     line = refused(arguments, out=None if arguments == ["--out"] else "{}/out")
     assert line.startswith(says)
@@ -109,139 +101,167 @@ def test_every_mistake_gets_one_line(refused, arguments, says):
 
 @pytest.mark.parametrize("out", ["{}/text.png", "{}/text.png/deeper", "/proc/nowhere"])
 def test_an_output_folder_that_cannot_be_written_is_found_before_the_work(
-    refused, out, monkeypatch
+    refused, out, monkeypatch, tmp_path, digit_folder
 ):
-    monkeypatch.setattr(SID_a4, "explain", lambda *a: pytest.fail("the work had begun"))
+    begun = []
+    monkeypatch.setattr("seenby.command_line.execute", lambda *given: begun.append(given) or 0)
     words = r"argument --out: can't write to .* \(.*\); give a folder you may write to"
-    assert re.match(words, refused([], out))
+    assert re.match(words, refused(["--quiet"], out))
+    assert begun == []
+    assert course_run(tmp_path / "out", digit_folder) == (0, "", "")
+    assert len(begun) == 1
 
 
-@pytest.mark.parametrize("name", ["raw", "gradcam", "SID_a4.png", "SID_a4.csv"])
-def test_what_stands_in_the_way_in_the_output_folder_is_found_too(tmp_path, capsys, name):
-    (tmp_path / name).mkdir() if "." in name else (tmp_path / name).write_text("a file")
-    assert main(["--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("SID_a4.py: error: argument --out: can't write to ")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_a_full_disk_is_one_line_too(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_too(tmp_path, monkeypatch, digit_folder):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    assert main([str(DATA), "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        "SID_a4.py: error: stopped: No space left on device; mend that, then --resume\n"
+    code, out, err = course_run(tmp_path, digit_folder)
+    assert (code, out) == (2, "")
+    assert err == (
+        "seenby: error: stopped: No space left on device; fix that, then run again with --resume\n"
     )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_weights_of_the_common_10_20_variant_run(tmp_path, capsys):
-    torch.save({"state_dict": CourseCNN(10, 20).state_dict()}, tmp_path / "variant.pth")
-    assert main(["--weights", str(tmp_path / "variant.pth"), "--out", str(tmp_path / "out")]) == 0
-    assert "CourseCNN (10 and 20 maps), variant.pth" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("DataLoader worker (pid 7) is killed\nby signal"),
+         "DataLoader worker (pid 7) is killed by signal"),
+        (ImportError("cannot import name 'x'"), "cannot import name 'x'"),
+    ],
+)  # fmt: skip
+def test_what_is_nobodys_mistake_is_told_with_the_way_on(monkeypatch, digit_folder, error, words):
+    def stops(*given):
+        raise error
+
+    monkeypatch.setattr("seenby.command_line.execute", stops)
+    code, out, err = seenby(*COURSE, digit_folder)
+    expected = f"seenby: error: stopped: {words}; fix that, then run again with --resume\n"
+    assert (code, out, err) == (2, "", expected)
 
 
-def test_help_tells_every_option_and_default(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
-    words = " ".join(capsys.readouterr().out.split())
-    for option in ("IMAGES", "--weights", "--pad", "--target", "--invert", "--out", "--quiet"):
-        assert option in words
-    for default in (
-        "data",
-        "pretrained, or as FILE.py makes it",
-        "predicted",
-        "auto",
-        "outputs",
-        "cpu",
-    ):
-        assert re.search(rf"\(default: [^)]*{default}[^)]*\)", words)
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch, digit_folder):
+    def faulty(*given):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("seenby.command_line.execute", faulty)
+    with pytest.raises(ZeroDivisionError):
+        seenby(*COURSE, digit_folder)
 
 
-def test_importing_runs_nothing_and_loads_only_what_it_needs():
-    code = (
-        "import sys, SID_a4; heavy = {'torchvision', 'matplotlib', 'timm'} & set(sys.modules);"
-        "print(heavy or 'light')"
-    )
+# ---------------------------------------------------------------------------- in its own process
+
+
+@pytest.mark.slow
+def test_importing_runs_nothing_and_loads_only_what_it_needs(tmp_path, digit_folder):
+    """And no run needs SymPy, which two innocent calls of PyTorch's import: 0.5 s and 50 MB."""
+    code = """if True:
+        import sys
+        import seenby.command_line
+        print({"torchvision", "matplotlib", "timm"} & set(sys.modules) or "light")
+        print(seenby.command_line.main(sys.argv[1:]), "sympy" in sys.modules)
+        print(*sorted({"torchvision", "matplotlib", "timm"} & set(sys.modules)))
+        """
+    words = [*COURSE, str(digit_folder), "--quiet", "--out", str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("light\n", "")
-
-
-def test_the_default_run_loads_no_computer_algebra(tmp_path):
-    """SymPy, which two innocent calls of PyTorch's import: half a second and 50 MB."""
-    code = "import sys, SID_a4; print(SID_a4.main(sys.argv[1:]), 'sympy' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--quiet", "--out", str(tmp_path)],
-        cwd=HERE, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True,
+        check=True,
     )  # fmt: skip
-    assert (done.stdout, done.stderr) == ("0 False\n", "")
+    assert (done.stdout, done.stderr) == ("light\n0 False\nmatplotlib\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_scripts_own_pins_are_those_of_requirements_txt():
-    source = (HERE / "SID_a4.py").read_text()
-    block = re.search(r"(?ms)^# /// script\n(.*?)^# ///$", source)
-    assert block
-    metadata = tomllib.loads("".join(line[2:] + "\n" for line in block[1].splitlines()))
-    pins = (HERE / "requirements.txt").read_text().split()
-    assert metadata["dependencies"] == pins
-    assert [pin.split("==")[0] for pin in pins] == [
-        "torch", "torchvision", "numpy", "pillow", "matplotlib", "tqdm"
-    ]  # fmt: skip
+@pytest.mark.slow
+@posix
+def test_a_reader_who_goes_away_is_no_error(tmp_path, digit_folder):
+    words = " ".join([*COURSE, str(digit_folder)])
+    command = f"{sys.executable} -m seenby {words} --out {tmp_path} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
-def test_the_layer_table_is_printed_without_a_download(capsys):
-    assert main(["--model", "squeezenet1_1", "--layers"]) == 0
-    out, err = capsys.readouterr()
-    assert "parameters: 1,235,496 total" in out
-    assert err == ""
-
-
-def test_a_pad_that_was_asked_for_is_told_where_the_stride_is_lost(tmp_path, capsys):
-    common = ["--model", "convnext_tiny", "--weights", "none", "--size", "64", "--panels", "raw"]
-    common += ["--limit", "1", "--out", str(tmp_path)]
-    assert main([*common, "--pad", "1"]) == 0
-    assert "pad       1, as asked" in capsys.readouterr().out
-    assert main(common) == 0
-    assert "pad       none: the stride up to features is lost" in capsys.readouterr().out
-
-
-def test_reading_from_where_it_writes_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "which is read; give another" in capsys.readouterr().err
-    (tmp_path / "raw" / "5").mkdir(parents=True)
-    picture = tmp_path / "raw" / "5" / "five.png"
-    Image.new("L", (60, 60)).save(picture)
-    for source in (picture, picture.parent, tmp_path / "raw"):
-        assert main([str(source), "--out", str(tmp_path)]) == 2
-        assert f"would write into {source}, which is read" in capsys.readouterr().err
-    with Image.open(picture) as untouched:
-        assert untouched.size == (60, 60)
-
-
-def test_files_alone_behind_a_list_leave_its_default(tmp_path, digits):
+@pytest.mark.slow
+def test_names_that_the_terminal_cannot_show_are_spelt_out(tmp_path, digits):
     digits[5].image.save(tmp_path / "five.png")
-    assert main(["--target", str(tmp_path / "five.png"), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "names").write_text("\n".join(f"{c}\N{SNOWMAN}" for c in range(10)), "utf-8")
+    words = ["--class-names", str(tmp_path / "names"), "--out", str(tmp_path / "\N{SNOWMAN}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "seenby", *COURSE, str(tmp_path / "five.png"), *words],
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u2603/seenby.png" in done.stdout
 
 
-def test_a_class_is_no_file_of_the_same_name(tmp_path, monkeypatch):
-    (tmp_path / "3").write_text("notes")
-    monkeypatch.chdir(tmp_path)
-    assert main(["--target", "3", "--out", str(tmp_path / "out")]) == 0
-    with (tmp_path / "out" / "SID_a4.csv").open() as file:
-        assert [row["target"] for row in csv.DictReader(file)] == ["3"] * 8
+# ------------------------------------------------------------------------------------- Ctrl-C
+
+SPELLINGS = {
+    "module": ["-m", "seenby"],
+    "script": ["-c", "import sys; from seenby.__main__ import main; sys.exit(main())"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+}
 
 
-def test_a_table_of_layers_needs_no_pictures(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(SID_a4, "HERE", tmp_path)
-    words = ["--model", "squeezenet1_1", "--layers", "--out", str(tmp_path / "out")]
-    assert main(words) == 0
-    assert "classifier.1 (Conv2d)" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, digits):
+    """One digit under 3000 names."""
+    folder = tmp_path_factory.mktemp("many")
+    digits[5].image.save(folder / "image_0.png")
+    for i in range(1, 3000):
+        os.link(folder / "image_0.png", folder / f"image_{i}.png")
+    return folder
 
 
-def test_cores_that_there_are_not_do_not_decode(monkeypatch):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "640")
-    assert SID_a4.spare_cores() == 0
+@pytest.mark.slow
+@posix
+@pytest.mark.parametrize("moment", ["imports", "pictures"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_ctrl_c_leaves_no_half_file_and_no_traceback(tmp_path, many, spelling, moment):
+    words, logs, out = [sys.executable, *SPELLINGS[spelling]], tmp_path / "logs", tmp_path / "out"
+    if spelling == "torchrun":  # which tells of its own end in many lines, but not in these files
+        words += ["--log-dir", str(logs), "--redirects", "2", "-m", "seenby"]
+    words += [*COURSE, str(many), "--out", str(out)]
+    env = os.environ | ({"PYTHONPROFILEIMPORTTIME": "1"} if moment == "imports" else {})
+    with (tmp_path / "stderr").open("wb") as file:
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=file, env=env)
+
+    def said():
+        """What each process of ours wrote on standard error."""
+        files = logs.rglob("stderr.log") if spelling == "torchrun" else [tmp_path / "stderr"]
+        return [file.read_text(errors="replace") for file in files]
+
+    def is_time():
+        if moment == "pictures":
+            return (out / "overlays" / "image_1050.png").exists()
+        # Our own imports have begun in each process, as the package's and Python's have ended.
+        ours = 2 if spelling == "torchrun" else 1
+        return len(said()) == ours and all("| argparse" in re.sub(" +", " ", s) for s in said())
+
+    end = time.monotonic() + 120
+    while not is_time():
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=120)
+    for words_of_one in said():
+        lines = [line for line in words_of_one.splitlines() if not line.startswith("import time:")]
+        if moment == "pictures":
+            assert lines == ["seenby: interrupted; every file is whole, --resume goes on"]
+        else:
+            assert lines == []
+    assert len(said()) == (2 if spelling == "torchrun" else 1)
+    if spelling != "torchrun":
+        assert process.returncode == (130 if moment == "pictures" else -signal.SIGINT)
+    names = files_in(out) if out.exists() else []
+    assert bool(names) == (moment == "pictures")
+    for name in names:
+        if not name.startswith("."):  # in the folder of parts a half file does no harm
+            assert name.startswith(("raw/", "overlays/")), name
+            with Image.open(out / name) as image:
+                image.load()

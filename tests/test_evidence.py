@@ -1,4 +1,4 @@
-"""The studies measure what they say, and the README quotes what they found."""
+"""The studies measure what they say, and docs/evidence.md quotes what they found."""
 
 import json
 
@@ -15,8 +15,7 @@ from PIL import Image
 from subjects import Subject
 from torch import nn
 
-import SID_a4
-from SID_a4 import HERE
+from SID_a4 import CourseCNN
 
 NONE = torch.tensor([])
 
@@ -83,14 +82,14 @@ def test_a_flat_map_covers_pixels_in_an_order_drawn_by_lot():
 
 
 def test_energy_and_pointing_by_hand():
-    black = -SID_a4.CourseCNN.MEAN / SID_a4.CourseCNN.STD
+    black = -CourseCNN.MEAN / CourseCNN.STD
     x = torch.full((3, 1, 28, 28), black)
-    x[:, 0, 5, 5:9] = black + 1 / SID_a4.CourseCNN.STD  # white
-    x[:, 0, 6, 5:9] = black + 0.4 / SID_a4.CourseCNN.STD  # grey: no ink
+    x[:, 0, 5, 5:9] = black + 1 / CourseCNN.STD  # white
+    x[:, 0, 6, 5:9] = black + 0.4 / CourseCNN.STD  # grey: no ink
     maps = torch.zeros(3, 28, 28)
     maps[0, 5, 5], maps[0, 6, 5], maps[0, 20, 20] = 3, 2, -7
     maps[1, 6, 6], maps[1, 5, 6] = 3, 1
-    subject = Subject("course, by hand", SID_a4.CourseCNN(), x, NONE, black)
+    subject = Subject("course, by hand", CourseCNN(), x, NONE, black)
     found = evidence.worth(subject, torch.zeros(3, dtype=torch.long), maps, steps=2)
     np.testing.assert_allclose(found["energy"], [3 / 5, 1 / 4, 0])
     np.testing.assert_allclose(found["pointing"], [1, 0, 0])
@@ -165,8 +164,8 @@ def test_the_rule_is_the_optimum_where_a_cell_tells_what_its_pixels_tell():
 
 def test_the_sanity_check_leaves_the_network_as_it_was_and_is_seeded(network, digits):
     x = network.tensor([digit.image for digit in digits])
-    subject = Subject("course", network.net, x, NONE)
-    state = {key: value.clone() for key, value in network.net.state_dict().items()}
+    subject = Subject("course", network.module, x, NONE)
+    state = {key: value.clone() for key, value in network.module.state_dict().items()}
     first, second = (evidence.sanity(subject, evidence.QUICK) for _ in range(2))
     assert list(dict.fromkeys(layer for _, layer in first)) == [
         "another picture", "fc2", "fc1", "conv2", "conv1",
@@ -174,12 +173,13 @@ def test_the_sanity_check_leaves_the_network_as_it_was_and_is_seeded(network, di
     for key, value in first.items():
         assert torch.equal(value, second[key])
         assert value.abs().max() < 1
-    for key, value in network.net.state_dict().items():
+    for key, value in network.module.state_dict().items():
         assert torch.equal(value, state[key])
     # It barely changes with the head, which decides, as Adebayo et al. found.
     assert first["guided", "fc2"].mean() > 0.75 > first["gradcam", "fc2"].mean()
 
 
+@pytest.mark.slow  # it trains
 def test_two_shapes_in_one_picture_and_the_map_of_each():
     subject = subjects.shapes_subject(60)
     there = F.one_hot(subject.y, 3).sum(1) > 0
@@ -230,12 +230,11 @@ def test_the_residual_network_has_the_weights_of_the_paper():
 
 
 @pytest.fixture(scope="module")
-def like_mnist(tmp_path_factory, digits):
+def like_mnist(tmp_path_factory, digits, network):
     """The drawn digits, jittered, and noisy enough that some are read wrong."""
-    network = SID_a4.load_network()
     x = network.tensor([digit.image for digit in digits]).repeat(40, 1, 1, 1)
     random = torch.Generator().manual_seed(0)
-    x = train_mnist.jittered(x, random) * SID_a4.CourseCNN.STD + SID_a4.CourseCNN.MEAN
+    x = train_mnist.jittered(x, random) * CourseCNN.STD + CourseCNN.MEAN
     noise = torch.randn(x.shape, generator=random)
     x += 0.5 * torch.rand(len(x), 1, 1, 1, generator=random) * noise
     pixels, y = (x[:, 0].clamp(0, 1) * 255).byte().numpy(), np.tile(np.arange(8), 40)
@@ -252,6 +251,7 @@ def intervals_in(found):
         yield found
 
 
+@pytest.mark.slow
 def test_a_quick_study(like_mnist, tmp_path, capsys):
     words = ["--data", str(like_mnist), "--quick", "--out", str(tmp_path)]
     assert evidence.main(words) == 0
@@ -309,14 +309,14 @@ def test_a_folder_without_the_networks_gets_one_line(like_mnist, tmp_path, capsy
     assert "lacks cifar10_resnet32.th" in capsys.readouterr().err.splitlines()[-1]
 
 
-# -------------------------------------------------------------------------------- the README
+# -------------------------------------------------------------------------------- the page
 
 KEPT = json.loads(evidence_plots.KEPT.read_text())
-README = (HERE / "README.md").read_text()
+PAGE = evidence_plots.PAGE.read_text()
 
 
-def test_the_readme_has_the_table_of_the_study():
-    assert evidence_plots.table(KEPT) in README
+def test_the_page_has_the_table_of_the_study():
+    assert evidence_plots.table(KEPT) in PAGE
 
 
 def found(*path, digits=2):
@@ -347,28 +347,28 @@ QUOTED = {
 
 
 @pytest.mark.parametrize("words", QUOTED)
-def test_the_readme_quotes_what_was_found(words):
+def test_the_page_quotes_what_was_found(words):
     text = words.format(*(found(*path) for path in QUOTED[words]))
-    assert text in " ".join(README.split())
+    assert text in " ".join(PAGE.split())
 
 
-def test_the_readme_quotes_counts_and_pixels():
-    readme, apart = " ".join(README.split()), ("mistakes", SEEDS)
+def test_the_page_quotes_counts_and_pixels():
+    page, apart = " ".join(PAGE.split()), ("mistakes", SEEDS)
     wrong, right = (found(*apart, k, "pixels apart", digits=1) for k in ("wrong", "right"))
-    assert f"the true one's ({wrong} pixels)" in readme
-    assert f"of a digit read right ({right})" in readme
+    assert f"the true one's ({wrong} pixels)" in page
+    assert f"of a digit read right ({right})" in page
     assert (
-        f"{100 * KEPT['mistakes'][SEEDS]['empty']['right']['all'][0]:.1f} % of the maps" in readme
+        f"{100 * KEPT['mistakes'][SEEDS]['empty']['right']['all'][0]:.1f} % of the maps" in page
     )
     passes = KEPT["costs"]["Shapley"]["forward passes"]
-    assert f"for {passes:.0f} forward passes instead of 1" in readme
+    assert f"for {passes:.0f} forward passes instead of 1" in page
     pairs = KEPT["two_objects"][PHOTOS]
     maps = 2 * KEPT["networks"][PHOTOS]["pictures"]
     cam, plus = (round(maps * pairs[m]["more than half"][0]) for m in ("gradcam", "gradcam++"))
-    assert f"{cam} of {maps} maps of photos" in readme
-    assert f"Grad-CAM++: {plus})" in readme
+    assert f"{cam} of {maps} maps of photos" in page
+    assert f"Grad-CAM++: {plus})" in page
     drawn = KEPT["two_objects"]["small CNN, shapes"]["gradcam"]["more than half"][0]
-    assert f"on drawn shapes {100 * drawn:.0f} %" in readme
+    assert f"on drawn shapes {100 * drawn:.0f} %" in page
 
 
 def test_what_the_words_claim_is_so():
@@ -380,10 +380,10 @@ def test_what_the_words_claim_is_so():
     assert abs(sanity["fc2"][0] - sanity["another picture"][0]) < 0.02
     resnet = KEPT["placement"][RESNET]["pad"]
     assert max(resnet, key=lambda pad: resnet[pad]["own"]) == "-0.5"
-    assert f"half a cell, by {-resnet['-0.5'][f'own, {AWAY}'][0]:.2f}, on ResNet-32" in README
+    assert f"half a cell, by {-resnet['-0.5'][f'own, {AWAY}'][0]:.2f}, on ResNet-32" in PAGE
     squeeze = KEPT["placement"]["SqueezeNet, ImageNet"]["pad"]
     assert max(squeeze, key=lambda pad: squeeze[pad]["own"]) == "-0.5"  # the rule's is 0.5
-    assert f"one, by {-squeeze['-0.5'][f'own, {AWAY}'][0]:.2f}, on SqueezeNet" in README
+    assert f"one, by {-squeeze['-0.5'][f'own, {AWAY}'][0]:.2f}, on SqueezeNet" in PAGE
     averaged = [-resnet["-0.5"][f"averaged, {AWAY}"][0], -squeeze["-0.5"][f"averaged, {AWAY}"][0]]
-    assert "are, by {:.2f} and {:.2f}.".format(*averaged) in README
+    assert "are, by {:.2f} and {:.2f}.".format(*averaged) in PAGE
     assert KEPT["two_objects"]["SqueezeNet, dog and cat"]["gradcam"]["more than half"][0] == 1

@@ -1,9 +1,11 @@
-"""The page of tools/gallery.py, in a real browser where one is installed.
+"""The gallery: what is read and written, and the page itself in a real browser where there is one.
 
-SHOTS=FOLDER in the environment keeps pictures of it there, to be looked at; the README's is one.
+SHOTS=FOLDER in the environment keeps pictures of it there, to be looked at; docs/gallery.png is
+light-1280.png.
 """
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -13,103 +15,153 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import draw_digits
-import gallery
 import numpy as np
 import pytest
+from course import COURSE, ROOT
 from PIL import Image
 
-import SID_a4
-from SID_a4 import COLUMNS, HERE, NO_EVIDENCE, main
+from seenby import gallery
+from seenby.command_line import main
+from seenby.errors import InputError
+from seenby.outputs.figure import percent as percent_of
+from seenby.outputs.table import COLUMNS, NO_EVIDENCE
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
-MAPS = ["--panels", "raw", "gradcam", "--quiet"]
+MAPS = ["--panels", "raw", "cam", "--quiet", *COURSE]
+ALL_PANELS = ["--gallery", "--panels", "raw", "cam", "guided", "guided-cam", "--quiet", *COURSE]
+COLORS = "red for, blue against"
 
 
 def rows_in(folder):
-    with (folder / f"{SID_a4.STEM}.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / "seenby.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def table(folder, rows, name="SID_a4.csv"):
+def table(folder, rows, name="seenby.csv", columns=COLUMNS):
     """A run's table, written by hand; what is not given is empty."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     return folder
 
 
-def row(image, label="", predicted="3", probability="0.9", target="", method="gradcam", note=""):
-    given = {"image": image, "label": label, "predicted": predicted, "probability": probability}
+def row(image, label="", predicted="3", probability="0.9", target="", target_index="", **more):
     target = target or predicted
-    return given | {"target": target, "layer": "conv2", "method": method, "note": note}
+    return {
+        "image": image, "label": label, "status": "explained", "predicted": predicted,
+        "predicted_probability": probability, "target": target,
+        "target_index": target_index or target, "target_probability": probability,
+        "layer": "conv2", "method": "gradcam",
+    } | more  # fmt: skip
 
 
-def drawn(folder, *names):
-    """Overlays and raw pictures of some colour."""
-    for place, colour in (("gradcam", "navy"), ("raw", "white")):
+def drawn(folder, *names, folders=("overlays", "raw")):
+    """Pictures of some colour in each folder."""
+    for place in folders:
         (folder / place).mkdir(parents=True, exist_ok=True)
         for name in names:
-            Image.new("RGB", (8, 8), colour).save(folder / place / f"{name}.png")
+            color = "white" if place == "raw" else "navy"
+            Image.new("RGB", (8, 8), color).save(folder / place / f"{name}.png")
+
+
+def cards(folder):
+    run = gallery.WrittenRun(gallery.find_table(folder))
+    return [run.card(rows) for rows in run.groups.values()]
+
+
+def files(folder, *rows):
+    """The address of each map's first panel."""
+    maps = [one for card in cards(table(folder, rows)) for one in card["maps"]]
+    return [one["panels"][0][1] if one["panels"] else "" for one in maps]
+
+
+def panels(card):
+    return [one["panels"] for one in card["maps"]]
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """What a run wrote: 160 digits, some of them read wrong, one black, and one broken file."""
-    here, hand = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
+def shaky(tmp_path_factory):
+    """160 digits of a hand that shakes in folders named after them, one black, one broken file."""
+    here, hand = tmp_path_factory.mktemp("shaky"), np.random.default_rng(0)
     for n in range(160):
-        folder = here / "in" / str(n % 8)
+        folder = here / str(n % 8)
         folder.mkdir(parents=True, exist_ok=True)
         pixels = draw_digits.framed(draw_digits.inked(n % 8, hand))
         Image.fromarray(pixels).save(folder / f"digit{n}.png")
-    Image.new("L", (28, 28)).save(here / "in" / "3" / "black.png")
-    (here / "in" / "3" / "broken.png").write_bytes(b"no picture")
-    assert main([str(here / "in"), "--out", str(here / "out"), *MAPS]) == 1
-    gallery.main([str(here / "out")])
-    return here / "out"
+    Image.new("L", (28, 28)).save(here / "3" / "black.png")
+    (here / "3" / "broken.png").write_bytes(b"no picture")
+    return here
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory, shaky):
+    """What a run wrote: some of them are read wrong, of one nothing speaks for the class."""
+    folder = tmp_path_factory.mktemp("run")
+    assert main([str(shaky), "--out", str(folder), *MAPS]) == 1
+    gallery.main([str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, digit_folder):
+    """What a run with --gallery wrote: four targets a picture, of each all five panels."""
+    folder = tmp_path_factory.mktemp("full")
+    words = [str(digit_folder), "--target", "predicted", "3", "5", "9", "--limit", "4"]
+    assert main([*words, "--out", str(folder), *ALL_PANELS]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory, digit_folder):
+    """What a run with --gallery wrote: one map a picture, of each all five panels."""
+    folder = tmp_path_factory.mktemp("single")
+    words = [str(digit_folder), "--limit", "3", "--out", str(folder), *ALL_PANELS]
+    assert main(words) == 0
+    return folder
 
 
 # ---------------------------------------------------------------------------- what is written
 
 
-def test_pictures_are_the_rows_of_the_table(out):
-    run = gallery.Run(out / "SID_a4.csv")
+def test_cards_are_the_rows_of_the_table(out):
+    run = gallery.WrittenRun(out / "seenby.csv")
     rows = rows_in(out)
     assert len(rows) == len(run.groups) == 162
     for each in rows:
-        picture = run.picture(run.groups[each["image"]])
-        assert [picture[head] for head in ("label", "predicted")] == [
-            each["label"],
-            each["predicted"],
-        ]
-        assert picture["empty"] == (NO_EVIDENCE in each["note"])
+        card = run.card(run.groups[each["image"]])
+        assert [card[head] for head in ("label", "predicted")] == [each["label"], each["predicted"]]
+        assert card["empty"] == (NO_EVIDENCE in each["note"])
         if each["image"] == "broken":
-            assert picture["state"] == "skipped"
-            assert picture["probability"] is None
-            assert not picture["raw"]
-            assert picture["notes"][0].endswith("or a .json of pixels")
+            assert card["state"] == "skipped"
+            assert card["probability"] is None
+            assert not card["raw"]
+            assert card["notes"][0].endswith("is not an image; give a whole PNG, JPEG, GIF, BMP, "
+                                             "TIFF or WebP picture")  # fmt: skip
             continue
-        assert picture["state"] == ("right" if each["label"] == each["predicted"] else "wrong")
-        assert picture["probability"] == float(each["probability"])
-        assert picture["raw"] == f"raw/{each['image']}.png"
-        (one,) = picture["maps"]
-        assert one["file"] == f"gradcam/{each['image']}.png"
-        assert (out / one["file"]).exists()
+        assert card["state"] == ("right" if each["label"] == each["predicted"] else "wrong")
+        assert card["probability"] == float(each["predicted_probability"])
+        assert card["raw"] == f"raw/{each['image']}.png"
+        (one,) = card["maps"]
+        assert one["probability"] == float(each["target_probability"])
+        assert one["panels"] == [("overlay", f"overlays/{each['image']}.png")]
+        assert (out / one["panels"][0][1]).exists()
 
 
-def test_the_head_says_what_the_account_says(tmp_path, capsys):
-    main([str(HERE / "data"), "--out", str(tmp_path)])
-    run = gallery.Run(tmp_path / "SID_a4.csv")
-    words = gallery.accuracy_of(run.picture(rows) for rows in run.groups.values())
+def test_the_head_says_what_the_summary_says(tmp_path, capsys, digit_folder):
+    main([str(digit_folder), "--out", str(tmp_path), *COURSE])
+    run = gallery.WrittenRun(tmp_path / "seenby.csv")
+    words = run.accuracy()
     assert words == "8 of 8 with a label are right (100.0%)"
     assert f"accuracy  {words}" in capsys.readouterr().out
     terms = {term: (words, file) for term, words, file in run.settings()}
-    assert terms["Table"] == ("SID_a4.csv", "SID_a4.csv")
-    assert terms["Figure"] == ("SID_a4.png", "SID_a4.png")
+    assert terms["Table"] == ("seenby.csv", "seenby.csv")
+    assert terms["Figure"] == ("seenby.png", "seenby.png")
+    assert terms["Record"] == ("run.json", "run.json")
     assert terms["Layer"][0] == "conv2"
     assert terms["Explained"][0] == "the predicted class"
 
@@ -120,8 +172,116 @@ def test_the_page_is_whole_and_always_the_same(out, capsys):
     assert (out / "index.html").read_bytes() == before
     assert capsys.readouterr().out == f"162 pictures: open {out / 'index.html'} in a browser\n"
     assert sorted(path.name for path in out.iterdir()) == [
-        "SID_a4.csv", "SID_a4.png", "gradcam", "index.html", "raw",
+        "index.html", "overlays", "raw", "run.json", "seenby.csv", "seenby.png",
     ]  # fmt: skip
+
+
+def test_pictures_that_were_not_picked_are_no_cards_but_count(shaky, tmp_path, capsys):
+    words = ["--pick", "wrong", "--limit", "5", "--gallery"]
+    main([str(shaky), *words, "--out", str(tmp_path), *COURSE])
+    said, rows = capsys.readouterr().out, rows_in(tmp_path)
+    unpicked = [row for row in rows if row["status"] == "not picked"]
+    assert len(unpicked) > 5
+    assert {card["name"] for card in cards(tmp_path)} == {
+        row["image"] for row in rows if row["status"] != "not picked"
+    }
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    of = sum(bool(row["label"] and row["predicted"]) for row in rows)
+    run = gallery.WrittenRun(tmp_path / "seenby.csv")
+    assert run.accuracy() == f"{right} of {of} with a label are right ({right / of:.1%})"
+    assert f"accuracy  {run.accuracy()}" in said
+    assert ("Not picked", f"{len(unpicked)}, which count for the accuracy alone", "") in [
+        *run.settings()
+    ]
+
+
+def test_a_run_with_gallery_has_every_panel_of_every_target(full):
+    rows = rows_in(full)
+    assert len(rows) == 16
+    page = (full / "index.html").read_text()
+    content = json.loads(re.search(r'id="run">(.*?)</script>', page)[1])
+    assert [card["name"] for card in content["pictures"]] == [f"image_{n}" for n in range(4)]
+    for n, card in enumerate(content["pictures"]):
+        of = {row["target_index"]: row for row in rows if row["image"] == f"image_{n}"}
+        assert [one["target"] for one in card["maps"]] == list(of)  # 3 and 3 are one map
+        for one in card["maps"]:
+            name = f"image_{n}%40{one['target']}.png"
+            assert one["panels"] == [
+                ["overlay", f"overlays/{name}"],
+                ["heat map", f"cam/{name}"],
+                [f"guided backprop: {COLORS}", f"guided/{name}"],
+                [f"guided Grad-CAM: {COLORS}", f"guided-cam/{name}"],
+            ]
+            assert one["probability"] == float(of[one["target"]]["target_probability"])
+            for _, file in one["panels"]:
+                assert (full / file.replace("%40", "@")).exists()
+
+
+def test_panels_of_an_earlier_run_are_not_shown(full, tmp_path, digit_folder):
+    """run.json tells which folders are this run's."""
+    folder = tmp_path / "again"
+    shutil.copytree(full, folder)
+    assert len(panels(cards(folder)[0])[0]) == 4
+    words = [str(digit_folder), "--limit", "4", "--no-overlays", "--out", str(folder)]
+    main([*words, "--quiet", *COURSE])
+    assert {tuple(panels(card)[0]) for card in cards(folder)} == {()}
+    assert all(card["raw"] for card in cards(folder))
+    drawn(folder, "image_0", folders=["cam"])  # as a table without its run.json may have it
+    (folder / "run.json").unlink()
+    assert panels(cards(folder)[0]) == [[("heat map", "cam/image_0.png")]]
+    for nonsense in ("", "[]", "3", '{"settings": 3}', '{"settings": {"gallery": true}}'):
+        (folder / "run.json").write_text(nonsense)
+        assert panels(cards(folder)[0]) == [[("heat map", "cam/image_0.png")]]
+
+
+def test_columns_are_read_by_their_names(tmp_path):
+    drawn(tmp_path, "a")
+    columns = ["remark", *reversed(COLUMNS), "hand"]
+    table(tmp_path, [row("a", "3") | {"remark": "7", "hand": "left"}], columns=columns)
+    (card,) = cards(tmp_path)
+    known = [card[key] for key in ("name", "label", "predicted", "state")]
+    assert known == ["a", "3", "3", "right"]
+    assert panels(card) == [[("overlay", "overlays/a.png")]]
+
+
+def test_nothing_is_called_guided_that_is_not(tmp_path):
+    """As in the figure; the words are those of the table's notes."""
+    drawn(tmp_path, *"abcd", folders=("cam", "guided", "guided-cam"))
+    plain = "guided backprop is not defined for gelu: the plain gradient is shown"
+    partly = "guided backprop is not defined for gelu: guided at the ReLUs, plain there"
+    rows = [row("a"), row("b", note=f"{NO_EVIDENCE}; {plain}"), row("c", note=partly)]
+    a, b, c = cards(table(tmp_path, rows))
+    assert [title for title, _ in panels(a)[0]] == [
+        "heat map", f"guided backprop: {COLORS}", f"guided Grad-CAM: {COLORS}",
+    ]  # fmt: skip
+    assert [title for title, _ in panels(b)[0]] == [
+        "heat map", f"plain gradient: {COLORS}",
+        f"plain gradient \N{MULTIPLICATION SIGN} Grad-CAM: {COLORS}",
+    ]  # fmt: skip
+    assert [title for title, _ in panels(c)[0]] == [
+        "heat map", f"partly guided backprop: {COLORS}", f"partly guided Grad-CAM: {COLORS}",
+    ]  # fmt: skip
+    (card,) = cards(table(tmp_path, [row("d", method="counterfactual")]))
+    assert panels(card)[0][0][0] == "heat map: what speaks against it"
+    (card,) = cards(table(tmp_path, [row("d", method="of tomorrow")]))
+    assert panels(card)[0][2][0] == f"guided of tomorrow: {COLORS}"
+
+
+def test_the_words_of_the_notes_are_those_of_a_run(digit_folder, tmp_path):
+    """A network of GELUs, and one that has a ReLU, too."""
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def plain(): return nn.Sequential(nn.Conv2d(1, 4, 5), nn.GELU(), nn.Flatten(), "
+        "nn.Linear(2304, 10))\n"
+        "def mixed(): return nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.GELU(), nn.Flatten(), "
+        "nn.Linear(2304, 10))\n"
+    )
+    feed = ["--size", "28", "--mean", "0.13", "--std", "0.31", "--limit", "1", "--quiet"]
+    for name, word in (("plain", "plain gradient"), ("mixed", "partly guided backprop")):
+        words = [str(digit_folder), "--model", f"{tmp_path / 'nets.py'}:{name}", *feed]
+        assert main([*words, "--gallery", "--out", str(tmp_path / name)]) == 0
+        (card,) = cards(tmp_path / name)
+        assert panels(card)[0][2] == (f"{word}: {COLORS}", "guided/image_0.png")
 
 
 def test_names_are_in_the_order_of_their_numbers():
@@ -129,41 +289,32 @@ def test_names_are_in_the_order_of_their_numbers():
     assert sorted(names, key=gallery.natural) == ["9", "10", "a", "A2", "a9", "a10", "b1"]
 
 
-def files(folder, *rows, classes=()):
-    run = gallery.Run(table(folder, rows) / "SID_a4.csv", classes)
-    return [one["file"] for group in run.groups.values() for one in run.picture(group)["maps"]]
-
-
 def test_each_row_finds_its_own_overlay(tmp_path):
     """As save_pictures names them, of one class and method, and of several."""
     drawn(tmp_path, "a", "a@3", "a@4", "a@xgradcam", "a@gradcam", "a@4@gradcam", "a@4@xgradcam")
-    assert files(tmp_path, row("a")) == ["gradcam/a.png"]
+    assert files(tmp_path, row("a")) == ["overlays/a.png"]
     two = [row("a", target="4"), row("a", target="3")]
-    assert files(tmp_path, *two) == ["gradcam/a%404.png", "gradcam/a%403.png"]
+    assert files(tmp_path, *two) == ["overlays/a%404.png", "overlays/a%403.png"]
     methods = [row("a"), row("a", method="xgradcam")]
-    assert files(tmp_path, *methods) == ["gradcam/a%40gradcam.png", "gradcam/a%40xgradcam.png"]
+    assert files(tmp_path, *methods) == ["overlays/a%40gradcam.png", "overlays/a%40xgradcam.png"]
     both = [row("a", target=c, method=m) for c in "43" for m in ("gradcam", "xgradcam")]
     assert files(tmp_path, *both) == [
-        "gradcam/a%404%40gradcam.png", "gradcam/a%404%40xgradcam.png", "", "",
+        "overlays/a%404%40gradcam.png", "overlays/a%404%40xgradcam.png", "", "",
     ]  # fmt: skip
 
 
 def test_classes_of_several_are_found_by_their_numbers(tmp_path):
     drawn(tmp_path, "a@243", "a@282", "a@1", "a@0")
-    pets = [row("a", target="bull mastiff"), row("a", target="tiger cat")]
-    assert files(tmp_path, *pets) == ["gradcam/a%40243.png", "gradcam/a%40282.png"]
-    own = [row("a", target="ham"), row("a", target="eggs")]
-    assert files(tmp_path, *own, classes=("eggs", "ham")) == [
-        "gradcam/a%401.png", "gradcam/a%400.png",
-    ]  # fmt: skip
-    with pytest.raises(SID_a4.Complaint, match=r"class eggs has no number.*--classes FILE"):
-        files(tmp_path, *own)
+    pets = [row("a", target="bull mastiff", target_index="243"),
+            row("a", target="tiger cat", target_index="282")]  # fmt: skip
+    assert files(tmp_path, *pets) == ["overlays/a%40243.png", "overlays/a%40282.png"]
+    own = [row("a", target="ham", target_index="1"), row("a", target="eggs", target_index="0")]
+    assert files(tmp_path, *own) == ["overlays/a%401.png", "overlays/a%400.png"]
 
 
 def test_the_apostrophe_of_the_table_is_not_shown(tmp_path):
     rows = [row("a", label="'=1+1", predicted="'=1+1"), row("b", label="'tis", predicted="'-")]
-    run = gallery.Run(table(tmp_path, rows) / "SID_a4.csv")
-    shown = [run.picture(group) for group in run.groups.values()]
+    shown = cards(table(tmp_path, rows))
     assert [(p["label"], p["predicted"]) for p in shown] == [("=1+1", "=1+1"), ("'tis", "-")]
 
 
@@ -171,22 +322,24 @@ def test_a_map_that_was_asked_for_twice_is_shown_once(tmp_path):
     """--target predicted label, of a picture that is read right."""
     drawn(tmp_path, "a@3", "b@3", "b@4")
     rows = [row("a", "3"), row("a", "3"), row("b", "4"), row("b", "4", target="4")]
-    assert files(tmp_path, *rows) == [f"gradcam/{name}.png" for name in ("a%403", "b%403", "b%404")]
+    names = ("a%403", "b%403", "b%404")
+    assert files(tmp_path, *rows) == [f"overlays/{name}.png" for name in names]
 
 
 @pytest.mark.parametrize("cell", ["nan", "inf", "-1", "1e9", "x", ""])
 def test_a_probability_that_is_none_is_left_out(tmp_path, cell):
-    run = gallery.Run(table(tmp_path, [row("a", probability=cell)]) / "SID_a4.csv")
-    assert run.picture(run.groups["a"])["probability"] is None
-    gallery.page(run)  # JSON has no nan
+    (card,) = cards(table(tmp_path, [row("a", probability=cell)]))
+    assert card["probability"] is card["maps"][0]["probability"] is None
+    gallery.page(gallery.WrittenRun(tmp_path / "seenby.csv"))  # JSON has no nan
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (None, "has 0 tables; give the one to look through"),
-        (b"", "its columns are not image, label"),
-        (b"a,b\n1,2\n", "its columns are not image, label"),
+        (b"", "it has no column image"),
+        (b"a,b\n1,2\n", "it has no column image"),
+        (",".join(COLUMNS[:-1]).encode() + b"\na\n", "it has no column note"),
         (",".join(COLUMNS).encode() + b"\n", "it has no rows"),
         (",".join(COLUMNS).encode() + b"\n\xff\xfe,1\n", "invalid start byte"),
         (",".join(COLUMNS).encode() + b'\n"' + b"a" * 200_000 + b'"\n', "field larger than"),
@@ -197,17 +350,19 @@ def test_what_is_no_table_gets_one_line(tmp_path, capsys, content, says):
         (tmp_path / "t.csv").write_bytes(content)
     assert gallery.main([str(tmp_path)]) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("gallery.py: error: ")
+    assert errors.startswith("seenby.gallery: error: ")
     assert errors.count("\n") == 1
     assert says in errors
     assert not (tmp_path / "index.html").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b"], ["--bogus"], ["x", "--classes", "nowhere"]])
+@pytest.mark.parametrize(
+    "words", [[], ["a", "b"], ["--bogus"], ["x", "--classes", "nowhere"], ["nowhere"]]
+)
 def test_a_mistaken_command_gets_one_line(words, capsys):
     assert gallery.main(words) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("gallery.py: error: ")
+    assert errors.startswith("seenby.gallery: error: ")
     assert errors.count("\n") == 1
 
 
@@ -228,6 +383,9 @@ def test_of_two_tables_one_is_named(tmp_path, capsys):
     assert "has 2 tables (a.csv, b.csv)" in capsys.readouterr().err
     assert gallery.main([str(tmp_path / "b.csv")]) == 0
     assert "<title>b: what" in (tmp_path / "index.html").read_text()
+    table(tmp_path, [row("a")])
+    assert gallery.main([str(tmp_path)]) == 0  # that of a run
+    assert "<title>seenby: what" in (tmp_path / "index.html").read_text()
 
 
 def test_a_page_of_somebody_else_is_kept(tmp_path, capsys):
@@ -236,6 +394,8 @@ def test_a_page_of_somebody_else_is_kept(tmp_path, capsys):
     assert gallery.main([str(tmp_path)]) == 2
     assert "is there, and not from this program" in capsys.readouterr().err
     assert (tmp_path / "index.html").read_text() == "my home page"
+    with pytest.raises(InputError, match="move it elsewhere"):
+        gallery.write(tmp_path)
 
 
 def contrast(one, other):
@@ -251,7 +411,7 @@ def contrast(one, other):
 
 def test_words_can_be_read_in_both_schemes():
     assert contrast("000", "fff") == pytest.approx(21)
-    style = (HERE / "tools" / "gallery.html").read_text()
+    style = (ROOT / "seenby" / "gallery.html").read_text()
     most = float(re.search(r"var\(--share, 0\) \* ([\d.]+)", style)[1])
     for part in style.split("prefers-color-scheme: dark"):
         scheme = dict(re.findall(r"--(\w+): #(\w+);", part))
@@ -327,17 +487,23 @@ def by(rows, *keys):
 
 
 def p(row):
-    return float(row["probability"] or 9)
+    return float(row["predicted_probability"] or 9)
 
 
 def name(row):
     return gallery.natural(row["image"])
 
 
+def percent(cell):
+    """As the figure says it, too."""
+    return percent_of(float(cell))
+
+
 def is_wrong(row):
     return bool(row["label"] and row["predicted"]) and row["label"] != row["predicted"]
 
 
+@pytest.mark.slow
 def test_the_surest_mistakes_come_first(browser, out):
     rows = rows_in(out)
     wrong = [row for row in rows if is_wrong(row)]
@@ -359,6 +525,7 @@ def wrong_label(rows, image):
     return next(row["label"] for row in rows if row["image"] == image)
 
 
+@pytest.mark.slow
 def test_filters(browser, out):
     rows = rows_in(out)
     expected = {
@@ -391,6 +558,7 @@ def test_filters(browser, out):
         assert seen(page) == []
 
 
+@pytest.mark.slow
 def test_orders(browser, out):
     rows = rows_in(out)
     orders = {
@@ -405,6 +573,7 @@ def test_orders(browser, out):
             assert named(page) == expected
 
 
+@pytest.mark.slow
 def test_the_matrix_counts_and_leads_to_its_pictures(browser, out):
     rows = [row for row in rows_in(out) if row["predicted"]]
     counts = Counter((row["label"], row["predicted"]) for row in rows)
@@ -427,6 +596,7 @@ def test_the_matrix_counts_and_leads_to_its_pictures(browser, out):
         assert len(named(page)) == 162
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_most_frequent_mistakes_are_listed(browser, tmp_path):
     rows = [row(f"p{i}", label=f"class {i % 30}", predicted=f"class {i % 29}") for i in range(99)]
     rows += [row(f"q{i}", label="class 7", predicted="class 12") for i in range(50)]
@@ -440,6 +610,7 @@ def test_of_many_classes_the_most_frequent_mistakes_are_listed(browser, tmp_path
         assert status(page) == "50 of 149 pictures"
 
 
+@pytest.mark.slow
 def test_keys(browser, out):
     with opened(browser, out) as page:
         names = named(page)
@@ -467,20 +638,23 @@ def test_keys(browser, out):
         assert page.locator("#place").inner_text() == "3 of 162"
         page.keyboard.press("Escape")
         assert not large.is_visible()
-        assert on() == names[2]
+        # The browser hands the focus back to where it was, and only then says that it has closed.
+        until(page, f"document.activeElement.querySelector('.name')?.textContent === '{names[2]}'")
         page.keyboard.press("Shift+Tab")
         page.keyboard.press("Tab")  # one stop for all cards
         assert on() == names[2]
 
 
+@pytest.mark.slow
 def test_a_large_picture_shows_all_there_is(browser, out):
     rows = {row["image"]: row for row in rows_in(out)}
     with opened(browser, out) as page:
         page.locator("#grid button").first.click()
         first = named(page)[0]
         figures = page.locator("dialog figure")
+        row = rows[first]
         assert figures.locator("figcaption").all_inner_texts() == [
-            "the picture as the network saw it", f"Grad-CAM for {rows[first]['target']}",
+            "the picture as the network saw it", f"Grad-CAM for {row['target']}, {shown(row)}",
         ]  # fmt: skip
         sizes = until(
             page,
@@ -488,7 +662,6 @@ def test_a_large_picture_shows_all_there_is(browser, out):
                        return all.every((i) => i.complete) && all.map((i) => i.naturalWidth) }""",
         )
         assert sizes == [28, 224]
-        row = rows[first]
         assert page.locator("#verdict").inner_text() == (
             f"predicted {row['predicted']}, {shown(row)}; ✗ label {row['label']}"
         )
@@ -503,9 +676,84 @@ def test_a_large_picture_shows_all_there_is(browser, out):
 
 
 def shown(row):
-    return ">99.9%" if p(row) >= 0.9995 else f"{p(row):.1%}"
+    return percent(row["predicted_probability"])
 
 
+RAW = "the picture as the network saw it"
+MAP = ["overlay", "heat map", f"guided backprop: {COLORS}", f"guided Grad-CAM: {COLORS}"]
+LOADED = "[...document.querySelectorAll('dialog img')].every((i) => i.naturalWidth)"
+
+
+def boxes(page, selector="dialog img"):
+    """(left, top, right, bottom) of what is in the large view, in pixels of the screen."""
+    return page.locator(selector).evaluate_all(
+        "all => all.map((e) => e.getBoundingClientRect()).map((r) => [r.left, r.top, r.right, "
+        "r.bottom])"
+    )
+
+
+@pytest.mark.slow
+def test_a_large_picture_shows_every_panel_of_every_target(browser, full):
+    rows = rows_in(full)
+    with opened(browser, full, "#sort=name&picture=image_2") as page:
+        until(page, LOADED)
+        of = [row for row in rows if row["image"] == "image_2"]
+        words = [f"Grad-CAM for {r['target']}, {percent(r['target_probability'])}" for r in of]
+        assert words[0] == "Grad-CAM for 2, >99.9%"
+        assert words[3] == "Grad-CAM for 9, <0.1%"
+        captions = page.locator("dialog figcaption").all_inner_texts()
+        assert captions == [RAW, *(caption for word in words for caption in (word, *MAP))]
+        images = page.locator("dialog img")
+        sizes = images.evaluate_all("all => all.map((i) => i.naturalWidth)")
+        assert sizes == [28, *([224, 28, 28, 28] * 4)]  # the overlay is written large
+        drawn_as = images.evaluate_all("all => all.map((i) => getComputedStyle(i).imageRendering)")
+        assert drawn_as == ["pixelated", *(["auto", *["pixelated"] * 3] * 4)]
+        raw, *maps = boxes(page)
+        sides = [right - left for left, _, right, _ in (raw, *maps)]
+        assert max(sides) - min(sides) <= 1
+        for n in range(4):  # a target, a row
+            row = maps[4 * n : 4 * n + 4]
+            assert len({top for _, top, _, _ in row}) == 1
+            assert [left for left, *_ in row] == [left for left, *_ in maps[:4]]
+        assert abs(raw[1] - maps[0][1]) <= 1  # level with the first
+        page.evaluate("document.querySelector('dialog').scrollTop = 400")
+        assert boxes(page)[0][1] > 0  # the raw picture stays
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#name").inner_text() == "image_3"
+        assert page.locator("dialog .map").count() == 3  # predicted is 3
+        assert page.evaluate("document.querySelector('dialog').scrollTop") == 0
+        page.keyboard.press("ArrowLeft")
+        assert page.locator("dialog figcaption").all_inner_texts() == captions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "screen", [(1280, 860), (1920, 1080), (1000, 700), (844, 390), (390, 844), (320, 700)]
+)
+def test_all_panels_of_a_map_are_in_view_at_once(browser, single, screen):
+    width, height = screen
+    size = {"width": width, "height": height}
+    with opened(browser, single, "#picture=image_0", viewport=size) as page:
+        until(page, LOADED)
+        captions = page.locator("dialog figcaption").all_inner_texts()
+        assert captions == [RAW, "Grad-CAM for 0, >99.9%", *MAP]
+        assert page.evaluate("document.querySelector('dialog').scrollWidth") <= width
+        places = boxes(page)
+        assert len(places) == 5
+        for left, top, right, bottom in places:
+            assert left >= 0
+            assert right <= width
+            assert top >= 0
+            assert bottom <= height
+            assert right - left == pytest.approx(bottom - top, abs=1)
+        sides = [right - left for left, _, right, _ in places]
+        assert min(sides) >= 110
+        assert max(sides[1:]) - min(sides[1:]) <= 1
+        page.set_viewport_size({"width": 500, "height": 900})
+        until(page, "innerWidth === 500 && document.querySelector('dialog').scrollWidth <= 500")
+
+
+@pytest.mark.slow
 def test_a_view_is_in_its_address(browser, out):
     with opened(browser, out) as page:
         page.get_by_text(re.compile("Wrong")).click()
@@ -526,6 +774,7 @@ def test_a_view_is_in_its_address(browser, out):
         assert page.get_by_role("radio", checked=True).input_value() == "wrong"
 
 
+@pytest.mark.slow
 def test_a_picture_that_the_filter_leaves_out_is_shown_all_the_same(browser, out):
     with opened(browser, out, "#show=skipped&picture=digit0") as page:
         assert page.get_by_role("dialog").get_by_role("heading").inner_text() == "digit0"
@@ -534,6 +783,7 @@ def test_a_picture_that_the_filter_leaves_out_is_shown_all_the_same(browser, out
         assert seen(page) == ["broken"]
 
 
+@pytest.mark.slow
 def test_walking_is_not_stopped_by_its_ends(browser, out):
     with opened(browser, out, "#show=wrong&sort=name") as page:
         names = named(page)
@@ -559,6 +809,7 @@ def test_walking_is_not_stopped_by_its_ends(browser, out):
         until(page, "location.hash.includes('digit1')")
 
 
+@pytest.mark.slow
 def test_what_closes_above_the_grid_leaves_no_hole(browser, out):
     with opened(browser, out, viewport={"width": 700, "height": 460}) as page:
         for part in page.locator("summary").all():
@@ -569,10 +820,11 @@ def test_what_closes_above_the_grid_leaves_no_hole(browser, out):
         until(page, "$('#grid').lastChild.getBoundingClientRect().bottom >= innerHeight")
 
 
+@pytest.mark.slow
 def test_files_that_are_gone(browser, tmp_path):
     drawn(tmp_path, "a", "b")
     gallery.main([str(table(tmp_path, [row("a"), row("b")]))])
-    for folder in ("raw", "gradcam"):
+    for folder in ("raw", "overlays"):
         (tmp_path / folder / "a.png").unlink()
     context = browser.new_context()
     page = context.new_page()
@@ -589,12 +841,14 @@ def test_files_that_are_gone(browser, tmp_path):
     context.close()
 
 
+@pytest.mark.slow
 def test_an_address_of_nonsense_shows_all(browser, out):
     address = "#show=constructor&sort=__proto__&label=<b>&predicted=99&picture=none&other=%zz"
     with opened(browser, out, address) as page:
         assert status(page) == "162 pictures"
 
 
+@pytest.mark.slow
 def test_hover_focus_and_tap_show_the_raw_picture(browser, out):
     with opened(browser, out) as page:
         card, other = page.locator("#grid button").first, page.locator("#grid button").nth(1)
@@ -614,18 +868,10 @@ def test_hover_focus_and_tap_show_the_raw_picture(browser, out):
         assert page.get_by_role("dialog").is_visible()
 
 
-def test_rows_of_one_picture_stand_together(browser, tmp_path, digits):
-    words = [
-        "--limit",
-        "3",
-        "--target",
-        "predicted",
-        "5",
-        "--method",
-        "gradcam",
-        "gradcam++",
-        "xgradcam",
-    ]
+@pytest.mark.slow
+def test_rows_of_one_picture_stand_together(browser, tmp_path, digit_folder):
+    words = [str(digit_folder), "--limit", "3", "--target", "predicted", "5"]
+    words += ["--method", "gradcam", "gradcam++", "xgradcam"]
     assert main([*words, "--out", str(tmp_path), *MAPS]) == 0
     gallery.main([str(tmp_path)])
     with opened(browser, tmp_path) as page:
@@ -635,20 +881,22 @@ def test_rows_of_one_picture_stand_together(browser, tmp_path, digits):
         assert card.locator(".more").inner_text() == "+3"
         card.click()
         image = page.locator("#name").inner_text()
-        predicted = next(row["predicted"] for row in rows_in(tmp_path) if row["image"] == image)
+        rows = [row for row in rows_in(tmp_path) if row["image"] == image]
         captions = page.locator("dialog figcaption").all_inner_texts()
+        assert [row["target"] for row in rows] == [rows[0]["predicted"]] * 3 + ["5"] * 3
         assert captions[1:] == [
-            f"{method} for {target}"
-            for target in (predicted, "5")
-            for method in ("Grad-CAM", "Grad-CAM++", "XGrad-CAM")
+            f"{method} for {row['target']}, {percent(row['target_probability'])}"
+            for row, method in zip(rows, ["Grad-CAM", "Grad-CAM++", "XGrad-CAM"] * 2, strict=True)
         ]
         assert "made for maps after a ReLU" in page.locator("#notes").inner_text()
 
 
-def test_without_pictures_the_rows_are_there(browser, tmp_path, capsys):
-    main([str(HERE / "data"), "--out", str(tmp_path), "--overlays", "none", "--quiet"])
+@pytest.mark.slow
+def test_without_pictures_the_rows_are_there(browser, tmp_path, digit_folder, capsys):
+    words = ["--no-overlays", "--no-raw", "--quiet", *COURSE]
+    main([str(digit_folder), "--out", str(tmp_path), *words])
     gallery.main([str(tmp_path)])
-    assert "no overlay is there, as after --overlays none" in capsys.readouterr().out
+    assert "no overlay is there, as after --no-overlays" in capsys.readouterr().out
     with opened(browser, tmp_path) as page:
         assert len(seen(page)) == 8
         assert page.locator("#grid .words").first.inner_text() == "no picture written"
@@ -672,6 +920,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(browser, tmp_path):
     there = [word for word in HOSTILE if "/" not in word]  # which may be a file's name
     table(tmp_path, [row(word, label=word, predicted=word[::-1], note=word) for word in HOSTILE])
@@ -704,6 +953,7 @@ def test_hostile_names_stay_text(browser, tmp_path):
         assert sorted(labels) == sorted([*HOSTILE, "3"])
 
 
+@pytest.mark.slow
 def test_the_policy_of_the_page_forbids_all_else(browser, out):
     """Even if somebody's words did become markup."""
     page = browser.new_page()
@@ -730,6 +980,7 @@ def test_the_policy_of_the_page_forbids_all_else(browser, out):
     page.close()
 
 
+@pytest.mark.slow
 def test_ten_thousand_pictures(browser, tmp_path):
     rows = [
         row(f"p{i}", str(i % 10), str((i * 7 + i // 97) % 10), f"{i / 10_000:.6f}")
@@ -738,7 +989,7 @@ def test_ten_thousand_pictures(browser, tmp_path):
     table(tmp_path, rows)
     drawn(tmp_path, "p0")
     for i in range(1, 10_000):
-        os.link(tmp_path / "gradcam" / "p0.png", tmp_path / "gradcam" / f"p{i}.png")
+        os.link(tmp_path / "overlays" / "p0.png", tmp_path / "overlays" / f"p{i}.png")
     gallery.main([str(tmp_path)])
     with opened(browser, tmp_path) as page:
         until(page, "performance.getEntriesByName('first-contentful-paint').length")
@@ -768,10 +1019,13 @@ def test_ten_thousand_pictures(browser, tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 320)]
 )
-def test_it_looks_right_in_both_schemes_and_on_a_phone(browser, out, tmp_path, scheme, width):
+def test_it_looks_right_in_both_schemes_and_on_a_phone(
+    browser, out, single, full, tmp_path, scheme, width
+):
     shots = Path(os.environ.get("SHOTS", tmp_path))
     screen = {"viewport": {"width": width, "height": 860}, "color_scheme": scheme}
     with opened(browser, out, **screen) as page:
@@ -785,3 +1039,8 @@ def test_it_looks_right_in_both_schemes_and_on_a_phone(browser, out, tmp_path, s
         assert page.evaluate("document.querySelector('dialog').scrollWidth") <= width
         until(page, "[...document.images].every((i) => i.complete)")
         page.screenshot(path=shots / f"{scheme}-{width}-large.png")
+    for folder, name in ((single, "panels"), (full, "targets")):
+        with opened(browser, folder, "#sort=name&picture=image_2", **screen) as page:
+            until(page, LOADED)
+            assert page.evaluate("document.querySelector('dialog').scrollWidth") <= width
+            page.screenshot(path=shots / f"{scheme}-{width}-{name}.png")

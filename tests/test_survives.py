@@ -17,18 +17,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from course import COURSE, FEED, ROOT
 from PIL import Image
 from torch import nn
 
-import SID_a4
-from SID_a4 import HERE, Complaint, explain, load_network, main, read_pictures
+from seenby import InputError, batch, explain, load_network, pipeline, read_pictures
+from seenby.command_line import main
+from seenby.inputs import pictures
+from seenby.outputs.store import OutputFolder
 
-SCRIPT = str(HERE / "SID_a4.py")
+TOOL = ("-m", "seenby")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits and signals")
 
 
 def table(out):
-    with (out / "SID_a4.csv").open(newline="", encoding="utf-8") as file:
+    with (out / "seenby.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -53,12 +56,16 @@ def at_once(forty, tmp_path_factory):
     return contents(out)
 
 
-def arguments(source, out, *more):
+def bare(source, out, *more):
     words = [str(source), "--out", str(out), "--batch-size", "4", "--workers", "0", "--quiet"]
     return [*words, *more]
 
 
-def script(*words, **how):
+def arguments(source, out, *more):
+    return bare(source, out, *COURSE, *more)
+
+
+def python(*words, **how):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, **how)
 
 
@@ -86,23 +93,27 @@ def png_of(width, height):
 def test_a_decompression_bomb_is_not_decoded(tmp_path, network, size):
     (tmp_path / "bomb.png").write_bytes(png_of(*size))
     begun = time.monotonic()
-    (picture,) = read_pictures([tmp_path / "bomb.png"], network)
+    (picture,) = read_pictures([tmp_path / "bomb.png"], network.preprocessing)
     assert picture.image is None
     assert "too large" in picture.note or "exceeds limit" in picture.note
     assert time.monotonic() - begun < 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
 @pytest.mark.parametrize("mode", ["RGBA", *["L", "RGB", "I;16"] * ("FUZZ" in os.environ)])
 def test_the_largest_pictures_are_read_within_a_gigabyte(tmp_path, mode):
     Image.new(mode, (8900, 8900), 99).save(tmp_path / "large.png", compress_level=1)
     code = (
-        "import pathlib, re, sys, SID_a4; network = SID_a4.load_network()\n"
-        "(picture,) = SID_a4.read_pictures([sys.argv[1]], network)\n"
+        "import pathlib, re, sys\n"
+        "from course import course_network\n"
+        "from seenby import explain, read_pictures\n"
+        "network = course_network()\n"
+        "(picture,) = read_pictures([sys.argv[1]], network.preprocessing)\n"
         "assert picture.image.size == (28, 28), picture.note\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])"
     )
-    done = script("-c", code, str(tmp_path / "large.png"), cwd=HERE)
+    done = python("-c", code, str(tmp_path / "large.png"))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 2**20  # KiB
 
@@ -111,9 +122,9 @@ def test_very_long_and_very_thin_pictures(tmp_path, network):
     for name, size in (("wide", (100_000, 28)), ("tall", (28, 100_000)), ("thin", (20_000, 1))):
         Image.new("L", size, 200).save(tmp_path / f"{name}.png")
     (tmp_path / "out").mkdir()
-    assert all(picture.image for picture in read_pictures([tmp_path], network))
+    assert all(picture.image for picture in read_pictures([tmp_path], network.preprocessing))
     squeeze = load_network("squeezenet1_0", "none")  # which would enlarge them to cover a square
-    found = {picture.name: picture for picture in read_pictures([tmp_path], squeeze)}
+    found = {picture.name: picture for picture in read_pictures([tmp_path], squeeze.preprocessing)}
     assert "20000 x 1 is too long and thin; cut it" in found["thin"].note
     assert not found["thin"].image
 
@@ -123,7 +134,7 @@ def test_of_ten_thousand_frames_the_first_is_read(tmp_path, network):
     path = tmp_path / "frames.gif"
     frames[7].save(path, save_all=True, append_images=frames[1:])
     begun = time.monotonic()
-    (picture,) = read_pictures([path], network)
+    (picture,) = read_pictures([path], network.preprocessing)
     assert np.asarray(picture.image).max() == 7
     assert time.monotonic() - begun < 2
 
@@ -136,7 +147,7 @@ def test_a_folder_that_contains_itself_is_read_once(tmp_path, network):
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "nothing.png")
     (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
     os.mkfifo(tmp_path / "pipe.png")
-    assert [picture.name for picture in read_pictures([tmp_path], network)] == ["one"]
+    assert [picture.name for picture in read_pictures([tmp_path], network.preprocessing)] == ["one"]
 
 
 @posix
@@ -150,7 +161,7 @@ def test_strange_names_stay_in_the_folder_and_apart(tmp_path, digits):
     assert main(arguments(tmp_path / "in", out)) == 0
     rows = table(out)
     assert len(rows) == len({row["image"] for row in rows}) == len(names) + 1
-    assert len(list(out.glob("raw/*.png"))) == len(list(out.glob("gradcam/*.png"))) == len(rows)
+    assert len(list(out.glob("raw/*.png"))) == len(list(out.glob("overlays/*.png"))) == len(rows)
     for row in rows:
         assert re.fullmatch(r"[\w.-]+", row["image"])
         assert not row["image"].startswith((".", "-", "="))
@@ -170,13 +181,15 @@ def test_pictures_of_one_name_in_two_folders_are_both_kept(tmp_path, digits):
         assert np.array_equal(kept, digits[i].image)
 
 
-def test_no_cell_of_the_table_is_a_formula(tmp_path):
+def test_no_cell_of_the_table_is_a_formula(tmp_path, digit_folder):
     hostile = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "five", "six", "seven", "8", "9"]
     (tmp_path / "classes.json").write_text(json.dumps(hostile))
-    words = ["--out", str(tmp_path / "out"), "--quiet", "--classes", str(tmp_path / "classes.json")]
-    assert main(words) == 0
+    words = arguments(digit_folder, tmp_path / "out")
+    assert main([*words, "--class-names", str(tmp_path / "classes.json")]) == 0
     rows = table(tmp_path / "out")
-    assert [row["predicted"] for row in rows[:4]] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)"]
+    for column in ("predicted", "target"):
+        assert [row[column] for row in rows[:4]] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)"]
+    assert [row["label"] for row in rows[:3]] == ["'=1+1", "'=1", "'-1"]  # "1" names the fifth
     assert not any(cell[:1] in set("=+-@\t\r") for row in rows for cell in row.values())
 
 
@@ -191,17 +204,19 @@ def limit_files(size):
     return limit
 
 
+@pytest.mark.slow
 @posix
 def test_no_room_for_a_file_and_then_there_is(forty, at_once, tmp_path):
     """The figure does not fit any more, everything else did."""
-    done = script(SCRIPT, *arguments(forty, tmp_path), preexec_fn=limit_files(60_000))
-    assert "stopped: File too large; mend that, then --resume" in one_line(done)
+    done = python(*TOOL, *arguments(forty, tmp_path), preexec_fn=limit_files(60_000))
+    assert "stopped: File too large; fix that, then run again with --resume" in one_line(done)
     assert not [name for name in contents(tmp_path) if "/_" in name]  # half written
-    assert not (tmp_path / "SID_a4.png").exists()
+    assert not (tmp_path / "seenby.png").exists()
     assert main(arguments(forty, tmp_path, "--resume")) == 0
     assert contents(tmp_path) == at_once
 
 
+@pytest.mark.slow
 @posix
 def test_a_disk_that_is_full_in_the_middle(forty, at_once, tmp_path):
     disk = tmp_path / "disk"
@@ -210,8 +225,9 @@ def test_a_disk_that_is_full_in_the_middle(forty, at_once, tmp_path):
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no small disk can be mounted here")
     try:
-        done = script(SCRIPT, *arguments(forty, disk))
-        assert "stopped: No space left on device; mend that, then --resume" in one_line(done)
+        done = python(*TOOL, *arguments(forty, disk))
+        line = one_line(done)
+        assert "stopped: No space left on device; fix that, then run again with --resume" in line
         assert not [name for name in contents(disk) if "/_" in name]
         subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
         assert main(arguments(forty, disk, "--resume")) == 0
@@ -221,57 +237,64 @@ def test_a_disk_that_is_full_in_the_middle(forty, at_once, tmp_path):
 
 
 @posix
-def test_an_output_folder_that_can_not_be_written_to(forty):
-    line = one_line(script(SCRIPT, *arguments(forty, "/proc/here")))
+def test_an_output_folder_that_can_not_be_written_to(forty, capsys):
+    assert main(arguments(forty, "/proc/here")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert "can't write to /proc/here" in line
     assert "give a folder you may write to" in line
 
 
 def test_an_output_folder_that_is_removed_in_the_middle(forty, tmp_path, monkeypatch, capsys):
-    write, out = SID_a4.write_block, tmp_path / "out"
+    write, out = OutputFolder.write_batch, tmp_path / "out"
 
-    def write_and_remove(number, *rest):
-        write(number, *rest)
+    def write_and_remove(output, number, *rest):
+        write(output, number, *rest)
         if number == 5:
             shutil.rmtree(out, ignore_errors=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SID_a4, "write_block", write_and_remove)
-        patch.setattr(SID_a4, "WRITERS", 1)
+        patch.setattr("seenby.outputs.store.OutputFolder.write_batch", write_and_remove)
+        patch.setattr("seenby.pipeline.WRITERS", 1)
         assert main(arguments(forty, out)) == 2
     assert "no longer complete" in capsys.readouterr().err
-    assert not (out / "SID_a4.csv").exists()
+    assert not (out / "seenby.csv").exists()
     assert main(arguments(forty, out, "--resume")) == 0
     assert len(table(out)) == 40
 
 
 WORKER = """
-import os, signal, sys, SID_a4
-decoded = SID_a4.decoded
-def deadly(item, *rest):
+import os, signal, sys
+from seenby import batch
+from seenby.command_line import main
+
+load_picture = batch.load_picture
+
+def deadly(item, *rest, **options):
     if item[0] == "33":
         os.kill(os.getpid(), signal.SIGKILL)
-    return decoded(item, *rest)
-SID_a4.decoded = deadly
-sys.exit(SID_a4.main())
+    return load_picture(item, *rest, **options)
+
+batch.load_picture = deadly
+sys.exit(main())
 """
 
 
-def test_a_worker_that_dies_meanwhile_is_not_the_networks_fault(monkeypatch):
+def test_a_worker_that_dies_meanwhile_is_not_the_networks_fault(monkeypatch, network):
     """PyTorch's signal handler raises it wherever the program is."""
 
     def interrupted(*_given):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    monkeypatch.setattr(SID_a4, "head_gradients", interrupted)
+    monkeypatch.setattr("seenby.core.explanation.head_gradients", interrupted)
     with pytest.raises(RuntimeError, match=r"^DataLoader worker"):
-        SID_a4.explain(SID_a4.CourseCNN(), torch.rand(1, 1, 28, 28), layer="conv2")
+        explain(network.module, torch.rand(1, 1, 28, 28), layer="conv2")
 
 
+@pytest.mark.slow
 @posix
 def test_a_worker_that_is_killed(forty, at_once, tmp_path):
     words = [word if word != "0" else "2" for word in arguments(forty, tmp_path)]
-    line = one_line(script("-c", WORKER, *words, cwd=HERE, timeout=60))
+    line = one_line(python("-c", WORKER, *words, timeout=60))
     assert "stopped: DataLoader worker" in line
     assert "killed by signal: Killed" in line or "exited unexpectedly" in line  # who sees it first
     assert "--resume" in line
@@ -292,7 +315,7 @@ NO_MEMORY = [
 def test_without_memory_for_a_batch_it_is_halved(
     forty, at_once, tmp_path, monkeypatch, capsys, error
 ):
-    whole, tried = SID_a4.explain_each, []
+    whole, tried = batch.explain_many, []
 
     def greedy(net, x, *rest):
         tried.append(len(x))
@@ -300,20 +323,20 @@ def test_without_memory_for_a_batch_it_is_halved(
             raise error
         return whole(net, x, *rest)
 
-    monkeypatch.setattr(SID_a4, "explain_each", greedy)
-    SID_a4.say_once.cache_clear()
+    monkeypatch.setattr("seenby.batch.explain_many", greedy)
+    monkeypatch.setattr("seenby.errors._warned", set())
     assert main(arguments(forty, tmp_path)) == 0
     assert tried.count(4) == 10
     assert tried.count(2) == 20
     assert capsys.readouterr().err == (
-        "SID_a4.py: no memory for 4 pictures at once, so 2; --batch-size 2 saves the attempt\n"
+        "seenby: no memory for 4 pictures at once, so 2; --batch-size 2 saves the attempt\n"
     )
     (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "SID_a4.csv").write_bytes(at_once["SID_a4.csv"])
+    (tmp_path / "whole" / "seenby.csv").write_bytes(at_once["seenby.csv"])
     for found, expected in zip(table(tmp_path), table(tmp_path / "whole"), strict=True):
-        near = pytest.approx(float(expected["probability"]), abs=1e-5)
-        assert float(found.pop("probability")) == near
-        expected.pop("probability")
+        for column in ("predicted_probability", "target_probability"):
+            near = pytest.approx(float(expected.pop(column)), abs=1e-5)
+            assert float(found.pop(column)) == near
         assert found == expected
 
 
@@ -322,15 +345,18 @@ def test_without_memory_for_one_picture_it_stops(forty, tmp_path, monkeypatch, c
     def greedy(*_):
         raise error
 
-    monkeypatch.setattr(SID_a4, "explanations_of", greedy)
+    monkeypatch.setattr("seenby.batch.explain_pictures", greedy)
     assert main(arguments(forty, tmp_path)) == 2
-    words = f"stopped: {str(error) or 'MemoryError'}; mend that, then --resume"
-    assert capsys.readouterr().err.splitlines()[-1] == f"SID_a4.py: error: {words}"
+    words = f"stopped: {str(error) or 'MemoryError'}; fix that, then run again with --resume"
+    assert capsys.readouterr().err.splitlines()[-1] == f"seenby: error: {words}"
 
 
 SHORT = """
-import SID_a4, pathlib, re, resource, sys
-whole, (_, hard) = SID_a4.explain_each, resource.getrlimit(resource.RLIMIT_AS)
+import pathlib, re, resource, sys
+from seenby import batch
+from seenby.command_line import main
+
+whole, (_, hard) = batch.explain_many, resource.getrlimit(resource.RLIMIT_AS)
 
 def short_of_memory(net, x, *rest):
     size = re.search(r"VmSize:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())
@@ -341,22 +367,23 @@ def short_of_memory(net, x, *rest):
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
-SID_a4.explain_each = short_of_memory
-sys.exit(SID_a4.main(sys.argv[1:]))
+batch.explain_many = short_of_memory
+sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("FUZZ" not in os.environ, reason="oneDNN without memory crashes at times")
 def test_where_memory_really_ends_the_batch_is_halved(forty, tmp_path):
     """The first layer's maps alone are 29 MB, and as much again for each gradient."""
     words = [str(forty), "--out", str(tmp_path), "--quiet"]
     words += ["--model", "squeezenet1_0", "--weights", "none", "--size", "112", "--limit", "24"]
-    words += ["--batch-size", "24", "--workers", "0", "--overlays", "none"]
-    words += ["--panels", "raw", "gradcam", "guided"]
-    done = script("-c", SHORT, *words, cwd=HERE)
+    words += ["--batch-size", "24", "--workers", "0", "--no-overlays", "--no-raw"]
+    words += ["--panels", "raw", "cam", "guided"]
+    done = python("-c", SHORT, *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[1] == (
-        "SID_a4.py: no memory for 24 pictures at once, so 12; --batch-size 12 saves the attempt"
+        "seenby: no memory for 24 pictures at once, so 12; --batch-size 12 saves the attempt"
     )
     assert len(table(tmp_path)) == 24
 
@@ -372,20 +399,20 @@ def test_without_memory_for_a_gradient_the_batch_is_halved_too(
         return whole(y, A, *rest, **how)
 
     monkeypatch.setattr(torch.autograd, "grad", greedy)
-    SID_a4.say_once.cache_clear()
+    monkeypatch.setattr("seenby.errors._warned", set())
     assert main(arguments(forty, tmp_path)) == 0
     assert "no memory for 4 pictures at once, so 2" in capsys.readouterr().err
 
 
 def test_a_picture_that_vanishes_before_it_is_read(forty, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(forty, tmp_path / "in")
-    read = SID_a4.open_image
+    read = pictures.open_image
 
     def read_and_remove(path):
         (folder / "17.png").unlink(missing_ok=True)
         return read(path)
 
-    monkeypatch.setattr(SID_a4, "open_image", read_and_remove)
+    monkeypatch.setattr("seenby.inputs.pictures.open_image", read_and_remove)
     assert main(arguments(folder, tmp_path / "out")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "skipped: " in line
@@ -397,14 +424,14 @@ def test_a_picture_that_vanishes_before_it_is_read(forty, tmp_path, monkeypatch,
 
 def test_a_folder_that_changes_between_two_looks_is_noticed(forty, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(forty, tmp_path / "in")
-    counted = SID_a4.fingerprint
+    counted = pipeline.fingerprint
 
     def count_and_remove(*rest):
         found = counted(*rest)
         (folder / "17.png").unlink()
         return found
 
-    monkeypatch.setattr(SID_a4, "fingerprint", count_and_remove)
+    monkeypatch.setattr("seenby.pipeline.fingerprint", count_and_remove)
     assert main(arguments(folder, tmp_path / "out")) == 1
     said = capsys.readouterr().err
     assert "the pictures changed while they were read: 40 were listed, 39 are in the table" in said
@@ -434,8 +461,8 @@ def test_networks_of_other_precisions(kind, near):
     x = torch.rand(3, 1, 20, 20)
     expected = explain(Small(), x, [0, 1, 2])
     found = explain(Small().to(kind), x.to(kind), [0, 1, 2])
-    assert found.L_c.dtype == found.R.dtype == kind
-    for name in ("logits", "L_c", "R"):
+    assert found.heatmap.dtype == found.R.dtype == kind
+    for name in ("logits", "heatmap", "R"):
         a, b = getattr(found, name).double(), getattr(expected, name).double()
         assert (a - b).norm() <= near * b.norm(), name
 
@@ -444,7 +471,7 @@ def test_a_network_in_channels_last_memory():
     x, net = torch.rand(3, 1, 20, 20), Small()
     expected = explain(net, x)
     found = explain(net.to(memory_format=torch.channels_last), x)
-    torch.testing.assert_close(found.L_c, expected.L_c)
+    torch.testing.assert_close(found.heatmap, expected.heatmap)
     torch.testing.assert_close(found.R, expected.R)
 
 
@@ -453,9 +480,9 @@ def test_pictures_of_one_grey(tmp_path, grey, network):
     Image.new("L", (28, 28), grey).save(tmp_path / "flat.png")
     assert main(arguments(tmp_path / "flat.png", tmp_path / "out", "--save-maps", "float16")) == 0
     (row,) = table(tmp_path / "out")
-    assert 0 < float(row["probability"]) <= 1
+    assert 0 < float(row["predicted_probability"]) <= 1
     saved = np.load(tmp_path / "out" / "maps" / "000000.npz")
-    assert np.isfinite(saved["L_c"]).all()
+    assert np.isfinite(saved["heatmap"]).all()
     assert np.isfinite(saved["R"]).all()
 
 
@@ -493,36 +520,35 @@ class OneCell(nn.Sequential):
 @pytest.fixture
 def own(tmp_path):
     (tmp_path / "own.py").write_text(NETWORKS)
-    feed = ["--size", "28", "--mean", "0.1307", "--std", "0.3081"]
-    return lambda name: ["--model", f"{tmp_path / 'own.py'}:{name}", *feed]
+    return lambda name: ["--model", f"{tmp_path / 'own.py'}:{name}", *FEED]
 
 
 @pytest.mark.parametrize("name", ["OneClass", "ManyClasses", "Huge", "MoreState", "OneCell"])
 def test_networks_of_every_size(own, forty, tmp_path, name):
-    words = arguments(forty / "03.png", tmp_path / "out", "--save-maps", "float16")
+    words = bare(forty / "03.png", tmp_path / "out", "--save-maps", "float16")
     assert main([*words, *own(name)]) == 0
     (row,) = table(tmp_path / "out")
-    assert 0 < float(row["probability"]) <= 1
+    assert 0 < float(row["predicted_probability"]) <= 1
     saved = np.load(tmp_path / "out" / "maps" / "000000.npz")
-    assert np.isfinite(saved["L_c"]).all()
+    assert np.isfinite(saved["heatmap"]).all()
     assert np.isfinite(saved["R"]).all()
     assert saved["R"].any()
     assert (saved["R"].dtype == np.float32) == (name == "Huge")
 
 
 def test_logits_whose_maps_are_beyond_float32_get_one_line(own, forty, tmp_path, capsys):
-    words = arguments(forty / "03.png", tmp_path / "out")
+    words = bare(forty / "03.png", tmp_path / "out")
     assert main([*words, *own("TooLarge")]) == 2
-    assert "03: the network answers with NaN or infinity" in capsys.readouterr().err
-    assert main([*words, *own("TooLarge"), "--panels", "raw", "gradcam"]) == 0  # it alone is not
+    assert "03: the network outputs NaN or infinity" in capsys.readouterr().err
+    assert main([*words, *own("TooLarge"), "--panels", "raw", "cam"]) == 0  # it alone is not
 
 
 def test_the_map_of_one_cell_is_the_same_everywhere(own):
     network = load_network(own("OneCell")[1], size=(28, 28), mean=(0.5,), std=(0.5,))
-    found = explain(network.net, torch.rand(10, 1, 28, 28), range(10))
-    assert found.cells.shape == (10, 1, 1)
-    assert found.cells.any()
-    torch.testing.assert_close(found.L_c, found.cells.expand(10, 28, 28))
+    found = explain(network.module, torch.rand(10, 1, 28, 28), range(10))
+    assert found.L_c.shape == (10, 1, 1)
+    assert found.L_c.any()
+    torch.testing.assert_close(found.heatmap, found.L_c.expand(10, 28, 28))
 
 
 def test_a_picture_that_is_answered_with_nan_is_skipped_by_name(own, tmp_path, capsys):
@@ -531,14 +557,14 @@ def test_a_picture_that_is_answered_with_nan_is_skipped_by_name(own, tmp_path, c
         pixels[10:20, 10:20] = bright
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "in" / f"{name}.png")
-    assert main([*arguments(tmp_path / "in", tmp_path / "out"), *own("NotANumber")]) == 1
+    assert main([*bare(tmp_path / "in", tmp_path / "out"), *own("NotANumber")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "bright: the network answers with NaN or infinity" in line
+    assert "bright: the network outputs NaN or infinity" in line
     rows = {row["image"]: row for row in table(tmp_path / "out")}
     assert rows["bright"]["predicted"] == ""
     assert rows["dark"]["predicted"]
     assert rows["grey"]["predicted"]
-    assert not (tmp_path / "out" / "gradcam" / "bright.png").exists()
+    assert not (tmp_path / "out" / "overlays" / "bright.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -546,8 +572,8 @@ def test_a_picture_that_is_answered_with_nan_is_skipped_by_name(own, tmp_path, c
     [("Tuple", "gives tuple"), ("Dict", "gives dict"), ("Rows", r"gives \(10,\)")],
 )
 def test_networks_that_return_something_else(own, name, words):
-    with pytest.raises(Complaint, match=f"the network {words}; give one that returns logits"):
-        explain(load_network(own(name)[1], size=(28, 28), mean=(0.5,), std=(0.5,)).net, NONE)
+    with pytest.raises(InputError, match=f"the network {words}; give one that returns logits"):
+        explain(load_network(own(name)[1], size=(28, 28), mean=(0.5,), std=(0.5,)).module, NONE)
 
 
 NONE = torch.rand(1, 1, 28, 28)
@@ -584,21 +610,24 @@ def watch(event, args):
 
 sys.addaudithook(watch)
 sys.argv = sys.argv[1:]
+run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    run(sys.argv[0], run_name="__main__")
 except SystemExit as end:
     print(json.dumps([end.code, sorted(seen)]))
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_written_elsewhere_and_nobody_is_called(forty, tmp_path):
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     words = arguments(forty, tmp_path / "out", "--save-maps", "float16")
-    done = script("-c", WATCHED, SCRIPT, *words, env=environment, cwd=tmp_path)
+    done = python("-c", WATCHED, "seenby", *words, env=environment, cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []], done.stderr
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
+@pytest.mark.slow
 def test_the_watch_itself_sees_something(tmp_path):
     (tmp_path / "bad.py").write_text(
         "import os, socket, sys\n"
@@ -606,19 +635,21 @@ def test_the_watch_itself_sees_something(tmp_path):
         "socket.socket().close(); sys.exit(3)\n"
     )
     words = [str(tmp_path / "bad.py"), "--out", str(tmp_path / "out")]
-    done = script("-c", WATCHED, *words, cwd=tmp_path)
+    done = python("-c", WATCHED, *words, cwd=tmp_path)
     code, seen = json.loads(done.stdout)
     assert code == 3
     assert [event.split()[0] for event in seen] == ["open", "os.mkdir", "socket.__new__"]
 
 
-def test_every_test_that_the_readme_names_exists():
-    named = re.findall(r"`(test_\w+)(\.\.\.|\.py)?`", (HERE / "README.md").read_text())
+def test_every_test_that_the_readme_and_its_pages_name_exists():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = re.findall(r"`(test_\w+)(\.\.\.|\.py)?`", text)
     assert len(named) > 20
-    files = list((HERE / "tests").glob("test_*.py"))
+    files = list((ROOT / "tests").glob("test_*.py"))
     there = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
     for name, more in named:
         if more == ".py":
-            assert HERE / "tests" / f"{name}.py" in files
+            assert ROOT / "tests" / f"{name}.py" in files
         else:
             assert any(t == name or (more and t.startswith(name)) for t in there), name

@@ -1,6 +1,10 @@
 """How the shipped digits and weights were made."""
 
+import importlib
 import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import draw_digits
 import mutate
@@ -8,23 +12,24 @@ import numpy as np
 import pytest
 import torch
 import train_mnist
+from course import ROOT
 from torch import nn
 
-from SID_a4 import HERE, CourseCNN
+from SID_a4 import CourseCNN
 
 
 def test_the_committed_digits_are_the_tools_own(tmp_path):
     drawn = draw_digits.as_json(
         (digit, draw_digits.framed(draw_digits.inked(digit))) for digit in draw_digits.STROKES
     )
-    kept = json.loads((HERE / "data" / "test_data.json").read_text())
+    kept = json.loads((ROOT / "data" / "example_digits.json").read_text())
     for mine, theirs in zip(json.loads(drawn), kept, strict=True):
         assert mine["label"] == theirs["label"]
         assert np.abs(np.subtract(mine["image"], theirs["image"])).max() <= 2
 
 
 def test_digits_are_framed_as_in_mnist():
-    items = json.loads((HERE / "data" / "test_data.json").read_text())
+    items = json.loads((ROOT / "data" / "example_digits.json").read_text())
     assert [item["label"] for item in items] == list(range(8))
     p = np.arange(28)
     for item in items:
@@ -86,6 +91,7 @@ def stripes(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_training_chooses_measures_and_writes(stripes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_mnist, "MIN_ACCURACY", 0.5)
     monkeypatch.setattr(train_mnist, "MAX_EMPTY", 1)
@@ -101,6 +107,7 @@ def test_training_chooses_measures_and_writes(stripes, tmp_path, monkeypatch, ca
         torch.testing.assert_close(value, again.state_dict()[key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_that_is_not_good_enough_writes_nothing(stripes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_mnist, "MIN_ACCURACY", 1.1)
     out = tmp_path / "model.pth"
@@ -110,10 +117,114 @@ def test_training_that_is_not_good_enough_writes_nothing(stripes, tmp_path, monk
     assert not out.exists()
 
 
+# --------------------------------------------------------------------------------- tools/mutate.py
+
+
 def test_every_mutant_of_the_mathematics_can_still_be_made():
-    source = (HERE / "SID_a4.py").read_text()
-    assert len(mutate.MUTANTS) >= 30
-    for name, (old, new) in mutate.MUTANTS.items():
+    assert len(mutate.MUTANTS) >= 60
+    for name, (file, old, new) in mutate.MUTANTS.items():
+        source = (ROOT / file).read_text()
         assert source.count(old) == 1, name
         assert old != new
         compile(source.replace(old, new), name, "exec")
+
+
+def test_every_mutant_has_tests_that_may_catch_it():
+    """Those of its file, as they are named after it, and those of what uses the file."""
+    for file, _, _ in mutate.MUTANTS.values():
+        tests = mutate.tests_of(file, ROOT)
+        own = "test_sid_a4" if file == "SID_a4.py" else f"test_{Path(file).stem}.py"
+        assert tests[0].startswith(f"tests/{own}"), file
+        assert len(tests) >= 2
+
+
+PROBE = """
+from pathlib import Path
+
+import SID_a4
+from seenby.core import placement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_it_is_the_copy():
+    assert Path(placement.__file__).is_relative_to(ROOT)
+    assert Path(SID_a4.__file__).is_relative_to(ROOT)
+
+
+def test_pad():
+    assert placement.auto_pad((28, 28), (8, 8), (2, 2)) == (3, 3)
+"""
+
+
+@pytest.mark.slow
+def test_a_mutant_is_made_where_its_tests_look(tmp_path, monkeypatch):
+    """Though the original is on the path, as an installed one would be."""
+    mutate.copy_to(folder := tmp_path / "copy")
+    assert not (folder / ".git").exists()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (folder / "tests" / "test_probe.py").write_text(PROBE)
+    monkeypatch.setattr(mutate, "tests_of", lambda *_: ["tests/test_probe.py"])
+    nothing = (mutate.PLACEMENT, "def auto_pad", "\n\ndef auto_pad")
+    monkeypatch.setitem(mutate.MUTANTS, "nothing is changed", nothing)
+    before = (folder / mutate.PLACEMENT).read_text()
+    assert mutate.survives("nothing is changed", folder)
+    assert not mutate.survives("pad: not halved", folder)
+    assert (folder / mutate.PLACEMENT).read_text() == before
+    monkeypatch.setattr(mutate, "tests_of", lambda *_: ["tests/test_of_nothing.py"])
+    with pytest.raises(SystemExit, match=r"test_of_nothing\.py ended with 4"):
+        mutate.survives("pad: not halved", folder)
+
+
+# ----------------------------------------------------------------------------------- tools/fuzz.py
+
+
+@pytest.fixture
+def fuzz(monkeypatch):
+    """The search, with a stand-in for what leads it: each file that it begins with is tried."""
+    class Atheris:
+        def instrument_imports(self, include):
+            return nullcontext()
+
+        def Setup(self, words, try_one):
+            self.folder, self.try_one = Path(words[-1]), try_one
+
+        def Fuzz(self):
+            for path in self.folder.iterdir():
+                self.try_one(path.read_bytes())
+
+    monkeypatch.setitem(sys.modules, "atheris", Atheris())
+    monkeypatch.delitem(sys.modules, "fuzz", raising=False)
+    return importlib.import_module("fuzz")
+
+
+def test_the_search_begins_with_what_both_doors_read(fuzz, monkeypatch):
+    read, counts = fuzz.read, []
+    monkeypatch.setattr(fuzz, "read", lambda *given: counts.append(read(*given)))
+    for kind, expected in (("json", [8]), ("weights", [2]), ("image", [2] * len(fuzz.SUFFIXES))):
+        monkeypatch.setattr(sys, "argv", ["fuzz.py", kind, "-runs=9"])
+        counts.clear()
+        fuzz.main()
+        assert counts == expected, kind
+        assert read(kind, b"") == 0
+        assert read(kind, b"\x89PNG") == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "reader"),
+    [
+        ("json", "SID_a4.read_pictures"),
+        ("json", "fuzz.read_class_names"),
+        ("image", "SID_a4.read_pictures"),
+        ("image", "fuzz.read_pictures"),
+        ("weights", "SID_a4.load_network"),
+        ("weights", "fuzz.build_with_checkpoint"),
+    ],
+)
+def test_the_search_ends_when_a_reader_raises_anything_else(fuzz, monkeypatch, kind, reader):
+    def broken(*_):
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(reader, broken)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        fuzz.read(kind, b"")

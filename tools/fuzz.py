@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Search for files that break the readers, led by the lines of SID_a4.py that they reach.
+"""Search for files that break the readers of either door, led by the lines that they reach.
 
     pip install atheris
     python tools/fuzz.py weights -runs=20000          or json, or image; libFuzzer's options follow
 
-What is not explained must be refused by a Complaint; anything else stops the search, and the file
-is kept as crash-*. tests/test_fuzz.py does the same without the lead, a little in each test run.
+What is not read must be refused by an InputError; anything else stops the search, and the file is
+kept as crash-*. tests/test_fuzz.py does the same without the lead, a little in each test run.
 """
 
 from __future__ import annotations
@@ -23,32 +23,53 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-with atheris.instrument_imports(include=["SID_a4", "PIL"]):
+with atheris.instrument_imports(include=["SID_a4", "seenby", "PIL"]):
     import SID_a4
+    from seenby.errors import InputError
+    from seenby.inputs.checkpoints import build_with_checkpoint
+    from seenby.inputs.classes import read_class_names
+    from seenby.inputs.pictures import SUFFIXES, Preprocessing, read_pictures
 
-NETWORK = SID_a4.load_network()
+GREY = Preprocessing((28, 28), (28, 28), (SID_a4.CourseCNN.MEAN,), (SID_a4.CourseCNN.STD,))
 DESK = Path(tempfile.mkdtemp())
-SEEDS = {"json": ROOT / "data" / "test_data.json", "weights": ROOT / "mnist_model.pth"}
+NAMES = {"json": "input.json", "weights": "input.pth", "image": "input.png"}
+SEEDS = {"json": ROOT / "data" / "example_digits.json", "weights": ROOT / "mnist_model.pth"}
 
 
-def read(kind: str, content: bytes) -> None:
-    path = DESK / {"json": "input.json", "weights": "input.pth"}.get(kind, "input.png")
+def read(kind: str, content: bytes) -> int:
+    """How many pictures, or networks, of a file are read: the tool's, then the script's."""
+    path = DESK / NAMES[kind]
     path.write_bytes(content)
     if kind == "weights":
-        with suppress(SID_a4.Complaint):
-            SID_a4.load_network(weights=str(path))
-        return
-    for picture in SID_a4.read_pictures([path], NETWORK):
+        return read_weights(path)
+    if kind == "json":  # the tool has no pictures in JSON, but the names of classes
+        with suppress(InputError):
+            read_class_names(str(path))
+    of_tool = [] if kind == "json" else list(read_pictures([path], GREY))
+    pictures = [*of_tool, *SID_a4.read_pictures([path])]
+    for picture in pictures:
         assert picture.image or picture.note
+    return sum(picture.image is not None for picture in pictures)
+
+
+def read_weights(path: Path) -> int:
+    loaded = 0
+    with suppress(InputError):
+        build_with_checkpoint(SID_a4.CourseCNN, str(path))
+        loaded += 1
+    with suppress(SID_a4.InputError):
+        SID_a4.load_network(str(path))
+        loaded += 1
+    return loaded
 
 
 def corpus(kind: str) -> Path:
     """What the search begins with."""
-    folder = DESK / "corpus"
+    folder = DESK / f"corpus of {kind}"
     folder.mkdir()
     if kind in SEEDS:
         (folder / kind).write_bytes(SEEDS[kind].read_bytes())
-    for suffix in SID_a4.SUFFIXES[1:] if kind == "image" else ():
+    for suffix in SUFFIXES if kind == "image" else ():
         file = io.BytesIO()
         Image.effect_noise((9, 9), 50).save(file, Image.registered_extensions()[suffix])
         (folder / suffix).write_bytes(file.getvalue())
@@ -57,11 +78,15 @@ def corpus(kind: str) -> Path:
 
 def main() -> None:
     kind, *options = sys.argv[1:] or ["image"]
-    if kind not in ("json", "image", "weights"):
+    if kind not in NAMES:
         sys.exit(__doc__)
     warnings.simplefilter("ignore")
     words = [sys.argv[0], "-timeout=10", "-rss_limit_mb=1024", "-max_len=200000", *options]
-    atheris.Setup([*words, str(corpus(kind))], lambda content: read(kind, content))
+
+    def try_one(content: bytes) -> None:
+        read(kind, content)
+
+    atheris.Setup([*words, str(corpus(kind))], try_one)
     atheris.Fuzz()
 
 

@@ -7,151 +7,310 @@ python tools/mutate.py relu pad     those whose name has one of these words
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["explanation", "pictures", "figure", "run"]
 
-MUTANTS = {  # name -> what stands in SID_a4.py, and what stands there instead
+BACKWARD, EXPLANATION = "seenby/core/backward.py", "seenby/core/explanation.py"
+METHODS, PLACEMENT = "seenby/core/methods.py", "seenby/core/placement.py"
+RECORDER, SPEEDUPS = "seenby/core/recorder.py", "seenby/core/speedups.py"
+STATE, PICTURES = "seenby/core/state.py", "seenby/inputs/pictures.py"
+PIPELINE, STORE = "seenby/pipeline.py", "seenby/outputs/store.py"
+COLORS, TABLE = "seenby/outputs/colors.py", "seenby/outputs/table.py"
+SCRIPT = "SID_a4.py"
+
+MUTANTS = {  # name -> the file, what stands in it, and what stands there instead
     "relu dropped from L_c": (
+        EXPLANATION,
         "return F.relu(alpha[:, None] @ A.flatten(2)).view",
         "return (alpha[:, None] @ A.flatten(2)).view",
     ),
     "relu inside the sum": (
+        EXPLANATION,
         "F.relu(alpha[:, None] @ A.flatten(2)).view",
         "F.relu(alpha[:, :, None] * A.flatten(2)).sum(1).view",
     ),
-    "axes of the map swapped": ("@ A.flatten(2)", "@ A.mT.flatten(2)"),
-    "alpha: sum instead of mean": ("return dyc_dA.mean((2, 3))", "return dyc_dA.sum((2, 3))"),
-    "alpha: mean over a wrong axis": (
-        "return dyc_dA.mean((2, 3))",
-        "return dyc_dA.mean((1, 2))[:, :1].expand(dyc_dA.shape[:2])",
-    ),
-    "alpha: mean over the batch too": (
-        "return dyc_dA.mean((2, 3))",
-        "return dyc_dA.mean((0, 2, 3)).expand(dyc_dA.shape[:2])",
-    ),
-    "counterfactual: sign": ("return -alpha_gradcam(A, dyc_dA)", "return alpha_gradcam(A, dyc_dA)"),
-    "gradcam++: 2 is 1": ("bottom = 2 + A.sum", "bottom = 1 + A.sum"),
-    "gradcam++: sum over a wrong axis": (
-        "A.sum((2, 3), keepdim=True) * dyc_dA",
-        "A.sum((1,), keepdim=True) * dyc_dA",
-    ),
-    "gradcam++: no relu of the gradient": (
-        "(F.relu(dyc_dA) / torch.where",
-        "(dyc_dA / torch.where",
-    ),
-    "xgradcam: not divided by the sum": (
-        "(A * dyc_dA).sum((2, 3)) / torch.where(total == 0, torch.inf, total)",
-        "(A * dyc_dA).sum((2, 3))",
-    ),
-    "xgradcam: divided by a sum of zero": ("torch.where(total == 0, torch.inf, total)", "total"),
-    "guide: clamped from above": ("gradient.clamp_(min=0)", "gradient.clamp_(max=0)"),
-    "guide: absolute value": ("gradient.clamp_(min=0)", "gradient.abs_()"),
-    "guide: the plain gradient, too": (
-        "self.ways_back.append(out.grad_fn)",
-        "out.grad_fn.register_hook(clamp)",
-    ),
-    "guide: not at all": ("            way.register_hook(clamp)\n", "            pass\n"),
-    "functional relu not seen": ("return name in RELU\n", "return name in {'relu6'}\n"),
-    "clamp taken for a relu at any bound": (
-        "return is_zero(argument(args, kwargs, 1, LOWER_BOUND[name]))",
-        "return True",
-    ),
-    "A overwritten by what follows": ("return output.clone()  # which", "return output  # which"),
-    "A overwritten where it was handed on": (
-        "if any(output is given for given in args)",
-        "if False",
-    ),
-    "ReLU in a view: clamped as the whole": (
-        "args[0] if args and args[0]._is_view()",
-        "None if True",
-    ),
+    "axes of the map swapped": (EXPLANATION, "@ A.flatten(2)", "@ A.mT.flatten(2)"),
     "gradient twice as large": (
+        EXPLANATION,
         "scatter_(2, c[..., None], 1)",
         "scatter_(2, c[..., None], 2)",
     ),
     "class: the least likely one": (
+        EXPLANATION,
         "return logits.detach().argmax(1)",
         "return logits.detach().argmin(1)",
     ),
-    "y_c after softmax": ('get(getattr(output, "_version", None), output)', "get(None, output)"),
-    "targets in the wrong order": ("return list(walk[0])", "return list(walk[0].flip(0))"),
-    "convolution: dilation not seen": ("how[2:] == ((1, 1), 1)", "how[3:] == (1,)"),
-    "convolution: a name for its pad not seen": (" == np.shape(how[1]) == (2,)", " == (2,)"),
-    "ways past the layer lost": ("if last and all_through(self.A, logits, x)", "if last"),
+    "product with nothing of the map": (
+        EXPLANATION,
+        "R * heatmap[:, None]",
+        "R * heatmap[:, None].clamp(max=0)",
+    ),
+    "alpha: sum instead of mean": (
+        METHODS,
+        "return dyc_dA.mean((2, 3))",
+        "return dyc_dA.sum((2, 3))",
+    ),
+    "alpha: mean over a wrong axis": (
+        METHODS,
+        "return dyc_dA.mean((2, 3))",
+        "return dyc_dA.mean((1, 2))[:, :1].expand(dyc_dA.shape[:2])",
+    ),
+    "alpha: mean over the batch too": (
+        METHODS,
+        "return dyc_dA.mean((2, 3))",
+        "return dyc_dA.mean((0, 2, 3)).expand(dyc_dA.shape[:2])",
+    ),
+    "counterfactual: sign": (
+        METHODS,
+        "return -alpha_gradcam(A, dyc_dA)",
+        "return alpha_gradcam(A, dyc_dA)",
+    ),
+    "gradcam++: 2 is 1": (METHODS, "bottom = 2 + A.sum", "bottom = 1 + A.sum"),
+    "gradcam++: sum over a wrong axis": (
+        METHODS,
+        "A.sum((2, 3), keepdim=True) * dyc_dA",
+        "A.sum((1,), keepdim=True) * dyc_dA",
+    ),
+    "gradcam++: no relu of the gradient": (
+        METHODS,
+        "(F.relu(dyc_dA) / torch.where",
+        "(dyc_dA / torch.where",
+    ),
+    "xgradcam: not divided by the sum": (
+        METHODS,
+        "(A * dyc_dA).sum((2, 3)) / torch.where(total == 0, torch.inf, total)",
+        "(A * dyc_dA).sum((2, 3))",
+    ),
+    "xgradcam: divided by a sum of zero": (
+        METHODS,
+        "torch.where(total == 0, torch.inf, total)",
+        "total",
+    ),
+    "guide: clamped from above": (BACKWARD, "grad_input.clamp_(min=0)", "grad_input.clamp_(max=0)"),
+    "guide: absolute value": (BACKWARD, "grad_input.clamp_(min=0)", "grad_input.abs_()"),
+    "guide: not at all": (
+        BACKWARD,
+        "        node.register_hook(keep_positive)\n",
+        "        pass\n",
+    ),
+    "targets in the wrong order": (
+        BACKWARD,
+        "return list(walk[0])",
+        "return list(walk[0].flip(0))",
+    ),
+    "ways past the layer lost": (
+        BACKWARD,
+        "if last and every_path_passes(A, logits, x)",
+        "if last",
+    ),
     "other half of the layer taken for it": (
+        BACKWARD,
         "{(A.grad_fn, A.output_nr)}",
         "{(A.grad_fn, n) for n in range(9)}",
     ),
-    "batch norm: not shifted": ("return torch.addcmul(shift, x, scale)", "return x * scale"),
-    "batch norm: no epsilon": ("torch.rsqrt(running_var + eps)", "torch.rsqrt(running_var)"),
-    "product with nothing of the map": ("R * L_c[:, None]", "R * L_c[:, None].clamp(max=0)"),
-    "pad: not halved": ("((S / s - n) / 2 for S, n, s", "((S / s - n) for S, n, s"),
-    "pad: one too few": ("((S / s - n) / 2 for S, n, s", "((S / s - n) / 2 - 1 for S, n, s"),
-    "place: half a pixel off": ("t = (p - (S - 1) / 2) * (n", "t = (p - S / 2) * (n"),
-    "place: cells counted from one": ("/ S + (n - 1) / 2  #", "/ S + n / 2  #"),
-    "place: no zeros around": ("t = t.clamp(-zeros, n - 1 + zeros)", "t = t.clamp(0, n - 1)"),
-    "place: not clamped": ("t = t.clamp(-zeros, n - 1 + zeros)", "t = t.clamp(-n, 2 * n)"),
+    "guide: the plain gradient, too": (
+        RECORDER,
+        "self.relu_nodes.append(out.grad_fn)",
+        "out.grad_fn.register_hook(lambda given, _: [g.clamp_(min=0) for g in given] and None)",
+    ),
+    "functional relu not seen": (RECORDER, "return name in RELU\n", "return name in {'relu6'}\n"),
+    "clamp taken for a relu at any bound": (
+        RECORDER,
+        "return is_zero(argument(args, kwargs, 1, LOWER_BOUND_ARGUMENT[name]))",
+        "return True",
+    ),
+    "A overwritten by what follows": (RECORDER, "return output.clone()\n", "return output\n"),
+    "A overwritten where it was handed on": (
+        RECORDER,
+        "if any(output is given for given in args)",
+        "if False",
+    ),
+    "ReLU in a view: clamped as the whole": (
+        RECORDER,
+        "args[0] if args and args[0]._is_view()",
+        "None if True",
+    ),
+    "y_c after softmax": (
+        RECORDER,
+        "return logits if version == output._version else output",
+        "return output",
+    ),
+    "stride: pooling forgotten": (RECORDER, '"max_pool2d": 2, "max_pool2d_with_indices": 2, ', ""),
+    "stride: axes swapped": (
+        RECORDER,
+        "return stride[0] * down, stride[1] * across",
+        "return stride[0] * across, stride[1] * down",
+    ),
+    "stride: added, not multiplied": (
+        RECORDER,
+        "return stride[0] * down, stride[1] * across",
+        "return stride[0] + down, stride[1] + across",
+    ),
+    "convolution: dilation not seen": (SPEEDUPS, "how[2:] == ((1, 1), 1)", "how[3:] == (1,)"),
+    "convolution: a name for its pad not seen": (
+        SPEEDUPS,
+        "all(map(is_pair, how[:2]))",
+        "all(map(is_pair, how[:1]))",
+    ),
+    "batch norm: not shifted": (
+        SPEEDUPS,
+        "return torch.addcmul(shift, x, scale)",
+        "return x * scale",
+    ),
+    "batch norm: no epsilon": (
+        SPEEDUPS,
+        "torch.rsqrt(running_var + eps)",
+        "torch.rsqrt(running_var)",
+    ),
+    "pad: not halved": (PLACEMENT, "((S / s - n) / 2 for S, n, s", "((S / s - n) for S, n, s"),
+    "pad: one too few": (
+        PLACEMENT,
+        "((S / s - n) / 2 for S, n, s",
+        "((S / s - n) / 2 - 1 for S, n, s",
+    ),
+    "place: half a pixel off": (PLACEMENT, "t = (p - (S - 1) / 2) * (n", "t = (p - S / 2) * (n"),
+    "place: cells counted from one": (PLACEMENT, "/ S + (n - 1) / 2  #", "/ S + n / 2  #"),
+    "place: no zeros around": (
+        PLACEMENT,
+        "t = t.clamp(-zeros, n - 1 + zeros)",
+        "t = t.clamp(0, n - 1)",
+    ),
+    "place: not clamped": (
+        PLACEMENT,
+        "t = t.clamp(-zeros, n - 1 + zeros)",
+        "t = t.clamp(-n, 2 * n)",
+    ),
     "place: rows for columns": (
-        "return pads, rows @ (cells @ columns.T)",
-        "return pads, rows @ (cells.mT @ columns.T)",
+        PLACEMENT,
+        "return pads, rows @ (L_c @ columns.T)",
+        "return pads, rows @ (L_c.mT @ columns.T)",
     ),
     "place: nearest neighbour": (
+        PLACEMENT,
         "F.relu(1 - (t[:, None] - j).abs())",
         "((t[:, None] - j).abs() <= 0.5)",
     ),
-    "stride: pooling forgotten": ('"max_pool2d": 2, "max_pool2d_with_indices": 2,', ""),
-    "stride: axes swapped": (
-        "return before[0] * down, before[1] * across",
-        "return before[0] * across, before[1] * down",
-    ),
-    "stride: added, not multiplied": (
-        "return before[0] * down, before[1] * across",
-        "return before[0] + down, before[1] + across",
-    ),
-    "dropout left on": ("if module.training:", "if False:"),
-    "weights left frozen": ("            setattr(thing, name, True)", "            pass"),
+    "blur: too narrow": (PLACEMENT, "/ max(sigma, 0.01)) ** 2) / 2)", "/ max(sigma, 0.01)) ** 2))"),
+    "dropout left on": (STATE, "if module.training:", "if False:"),
+    "weights left frozen": (STATE, "            setattr(owner, name, True)", "            pass"),
     "input not normalised": (
+        PICTURES,
         "x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)",
         "x = x - torch.tensor(self.mean)",
     ),
-    "picture by 256": ("for image in images]) / 255", "for image in images]) / 256"),
+    "picture by 256": (PICTURES, "for image in images]) / 255", "for image in images]) / 256"),
     "map drawn from its minimum": (
+        COLORS,
         "values = values / (top or size.max() or 1)",
         "values = (values - values.min()) / (top or size.max() or 1)",
     ),
     "signed map from its minimum": (
+        COLORS,
         "values = (values + 1) / 2 if signed else values",
         "values = values if signed else values",
     ),
-    "colours swapped": ('"RdBu_r" if signed', '"RdBu" if signed'),
+    "colours swapped": (COLORS, '"RdBu_r" if signed', '"RdBu" if signed'),
     "overlay: map over the wrong half": (
+        COLORS,
         "Image.blend(under, Image.fromarray(heat), style.opacity)",
         "Image.blend(under, Image.fromarray(heat[::-1]), style.opacity)",
     ),
     "probability of another class": (
-        "explanation.logits[0].softmax(0).max(0)",
-        "explanation.logits[0].sigmoid().max(0)",
+        TABLE,
+        "probabilities = explanation.logits[0].softmax(0)",
+        "probabilities = explanation.logits[0].sigmoid()",
     ),
-    "blur: too narrow": ("/ max(sigma, 0.01)) ** 2) / 2)", "/ max(sigma, 0.01)) ** 2))"),
-}
+    "target's probability: the predicted one's": (
+        TABLE,
+        "{probabilities[target]:.6f}",
+        "{probabilities[predicted]:.6f}",
+    ),
+    "speedups: never off": (SPEEDUPS, "return REPLACEMENTS if _on.get() else {}", "return REPLACEMENTS"),
+    "picks: those of later batches taken away": (PIPELINE, "picked.items() if batch < number)", "picked.items())"),
+    "picks: more for the figure than for the table": (
+        PIPELINE,
+        "picks_left = count_picks_left(run.settings, picked, number)",
+        "picks_left = sys.maxsize",
+    ),
+    "resume: other weights not noticed": (PIPELINE, "mark = zlib.crc32(array, mark)", "pass"),
+    "parts of other programs deleted": (STORE, 'folder.glob(f".{STEM}.*.parts")', 'folder.glob(".*.parts")'),
+    "script: alpha: sum instead of mean": (
+        SCRIPT,
+        "alpha = dyc_dA.mean((2, 3))",
+        "alpha = dyc_dA.sum((2, 3))",
+    ),
+    "script: relu inside the sum": (
+        SCRIPT,
+        "F.relu((alpha[:, :, None, None] * A).sum(1))",
+        "F.relu(alpha[:, :, None, None] * A).sum(1)",
+    ),
+    "script: relu dropped from L_c": (
+        SCRIPT,
+        "F.relu((alpha[:, :, None, None] * A).sum(1))",
+        "(alpha[:, :, None, None] * A).sum(1)",
+    ),
+    "script: pad: one too few": (SCRIPT, "PAD = 3", "PAD = 2"),
+    "script: guide: not at all": (SCRIPT, "F.relu(grad_input[0])", "grad_input[0]"),
+    "script: guide: clamped from above": (SCRIPT, "F.relu(grad_input[0])", "-F.relu(-grad_input[0])"),
+    "script: product with nothing of the map": (
+        SCRIPT,
+        "R * heatmap[:, None]",
+        "R * heatmap[:, None].clamp(max=0)",
+    ),
+    "script: class: the least likely one": (SCRIPT, "y.argmax(1)", "y.argmin(1)"),
+}  # fmt: skip
+
+
+def tests_of(file: str, folder: Path) -> list[str]:
+    """The tests of a file in a copy of the project: those of its own, then those that use it."""
+    stem = Path(file).stem
+    own, users = [f"test_{stem}.py"], ["test_explanation.py", "test_pipeline.py"]
+    if file == SCRIPT:
+        own, users = ["test_sid_a4*.py"], ["test_twin.py"]
+    elif file in (PIPELINE, STORE):
+        users = ["test_pipeline.py", "test_long_runs.py"]
+    found = [sorted((folder / "tests").glob(pattern)) for pattern in (*own, *users)]
+    return [*dict.fromkeys(str(path.relative_to(folder)) for paths in found for path in paths)]
+
+
+def first_to_fail(tests: Sequence[str], folder: Path) -> str:
+    """The first file of tests that fails in a copy of the project, which they import; "" if none.
+
+    One file after the other: most mutants die in the first.
+    """
+    environment = os.environ | {"PYTHONPATH": str(folder)}  # before any installed copy
+    for test in tests:
+        words = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", test]
+        code = subprocess.run(words, cwd=folder, env=environment, capture_output=True).returncode
+        if code not in (0, 1, 2):  # 2: not even imported; others are no judgement of the code
+            sys.exit(f"pytest {test} ended with {code}")
+        if code:
+            return test
+    return ""
 
 
 def survives(name: str, folder: Path) -> bool:
     """Whether every test passes all the same."""
-    old, new = MUTANTS[name]
-    source = (ROOT / "SID_a4.py").read_text()
-    (folder / "SID_a4.py").write_text(source.replace(old, new))
-    for room in TESTS:  # one after the other: most mutants die in the first
-        words = [sys.executable, "-m", "pytest", "-x", "-q", f"tests/test_{room}.py"]
-        if subprocess.run(words, cwd=folder, capture_output=True).returncode:
-            return False
-    return True
+    file, old, new = MUTANTS[name]
+    path = folder / file
+    source = path.read_text()
+    path.write_text(source.replace(old, new))
+    try:
+        return not first_to_fail(tests_of(file, folder), folder)
+    finally:
+        path.write_text(source)
+
+
+def copy_to(folder: Path) -> None:
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info")
+    shutil.copytree(ROOT, folder, ignore=ignored)
 
 
 def main() -> int:
@@ -159,8 +318,10 @@ def main() -> int:
     alive = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "copy")
-        ignored = shutil.ignore_patterns(".*", "outputs/?*/", "__pycache__")
-        shutil.copytree(ROOT, folder, ignore=ignored)
+        copy_to(folder)
+        tests = dict.fromkeys(t for n in chosen for t in tests_of(MUTANTS[n][0], folder))
+        if failing := first_to_fail([*tests], folder):  # then each mutant would seem to be caught
+            sys.exit(f"{failing} fails before anything is broken: fix that first")
         for mutant in chosen:
             survived = survives(mutant, folder)
             alive += survived

@@ -26,7 +26,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from SID_a4 import Complaint, CourseCNN, complaining, explain, import_torchvision  # noqa: E402
+from seenby import InputError, explain  # noqa: E402
+from seenby.errors import as_input_error  # noqa: E402
+from seenby.machine import import_torchvision  # noqa: E402
+from SID_a4 import CourseCNN  # noqa: E402
 
 MIN_ACCURACY, MAX_EMPTY = 0.992, 0.03  # on the 10,000 test digits; empty: of those it gets right
 BATCH = 64
@@ -69,15 +72,17 @@ class Measured:
 def load_mnist(npz: Path | None, download: bool = True) -> tuple[Digits, Digits]:
     """Of a file, or as torchvision keeps it: the training digits and the test digits."""
     if npz:
-        how = "give an .npz with x_train, y_train, x_test and y_test"
-        with complaining(f"--data {npz} can't be read", how), np.load(npz) as file:
+        fix = "give an .npz with x_train, y_train, x_test and y_test"
+        with as_input_error(f"--data {npz} can't be read", fix), np.load(npz) as file:
             return (
                 Digits.of(file["x_train"], file["y_train"]),
                 Digits.of(file["x_test"], file["y_test"]),
             )
     MNIST, root = import_torchvision().datasets.MNIST, ROOT / "data" / "mnist"
-    get = "from SID_a4 import *; import_torchvision().datasets.MNIST('data/mnist', download=True)"
-    with complaining(f"MNIST is not in {root}", f'fetch it: python -c "{get}", or give --data'):
+    get = ("from seenby.machine import import_torchvision; "
+           "import_torchvision().datasets.MNIST('data/mnist', download=True)")
+    fix = f'fetch it: python -c "{get}", or give --data'
+    with as_input_error(f"MNIST is not in {root}", fix):
         sets = [MNIST(str(root), part, download=download) for part in (True, False)]
     train, test = (Digits.of(part.data.numpy(), part.targets.numpy()) for part in sets)
     return train, test
@@ -125,10 +130,10 @@ def measure(net: CourseCNN, digits: Digits, occluded: int) -> Measured:
         explained = explain(net, x, guided=False)
         hit = explained.target == y
         right += int(hit.sum())
-        empty += int((hit & (explained.L_c.amax((1, 2)) == 0)).sum())
+        empty += int((hit & (explained.heatmap.amax((1, 2)) == 0)).sum())
     for x in digits.x[:occluded].split(50):
         explained = explain(net, x, guided=False)
-        agreement.append(correlation(explained.L_c, occlusion(net, x, explained.target)))
+        agreement.append(correlation(explained.heatmap, occlusion(net, x, explained.target)))
     return Measured(right / len(digits.x), empty / right, float(torch.cat(agreement).mean()))
 
 
@@ -184,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         training, test = load_mnist(options.data)
-    except Complaint as problem:
+    except InputError as problem:
         parser.error(str(problem))
     best: tuple[float, int, CourseCNN] | None = None
     for seed in range(options.seeds):

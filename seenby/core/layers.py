@@ -21,6 +21,7 @@ from seenby.errors import InputError, closest_names
 def layer_name(net: nn.Module, layer: str | nn.Module) -> str:
     """Of a layer given by its name or as the module itself; it must be one of the network's."""
     if isinstance(layer, nn.Module):
+        name: str
         for name, module in net.named_modules():
             if module is layer:
                 return name

@@ -94,7 +94,8 @@ def build_with_checkpoint(build: Callable[..., nn.Module], weights: str) -> nn.M
     last_key = next(reversed(expected))  # belongs to the layer of the classes
     last = state.get(last_key)
     if last is not None and last.ndim and len(last) != len(expected[last_key]):
-        net = build(num_classes=len(last))
+        with suppress(TypeError):  # a network of one's own need not take it: what misfits is named
+            net = build(num_classes=len(last))
     aux_keys = {key for key in state if key not in expected and key.lower().startswith("aux")}
     state = {key: value for key, value in state.items() if key not in aux_keys}
     require_same_shapes(net, state, weights)

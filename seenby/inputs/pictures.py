@@ -19,9 +19,9 @@ from seenby.inputs.classes import class_index
 from seenby.machine import import_torchvision
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-# Pillow can do more than these, but not safely: it starts Ghostscript for an EPS. A phone's JPEG of
-# several frames is an MPO.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP")
+# Pillow can do more than these, but not safely: it starts Ghostscript for an EPS. What it opens as
+# JPEG may be a phone's MPO, of several frames; as a name for its open, MPO is unknown.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 DATA_SETS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
 MAX_PIXELS = 80_000_000  # of a picture: decoded they take up to 700 MB
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

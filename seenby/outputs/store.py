@@ -157,10 +157,10 @@ class OutputFolder:
                 file.unlink()
 
     def written(self) -> str:
-        """What a run writes, in words."""
+        """What a run writes: the files, and on a line of their own the folders beside them."""
         folders = ["overlays"] * self.overlays + ["raw"] * self.raw + self.panel_folders()
         folders += ["maps"] * bool(self.save_maps)
-        beside = f"; {', '.join(f'{folder}/' for folder in folders)} beside them" if folders else ""
+        beside = f"\n{', '.join(f'{folder}/' for folder in folders)}" if folders else ""
         return f"{one_line(self.folder / STEM)}.png and .csv, run.json{beside}"
 
     def save_figure(self, figure: Figure) -> None:

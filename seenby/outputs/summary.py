@@ -84,7 +84,7 @@ def summary(network: str, explanation: Explanation, pad: Pad, tally: Tally, *, s
         f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}{figure}",
         *accuracy_lines(tally),
         *(f"note      {words} ({n})" for words, n in tally.notes.items()),
-        f"written   {written}",
+        f"written   {textwrap.indent(written, ' ' * 10).lstrip()}",
     ])  # fmt: skip
 
 

@@ -1,0 +1,229 @@
+"""The backward passes: guided to the pixels, and as few as there can be."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import EveryReLUIsGuided, TwoConvolutions, assert_same, untrained
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from seenby import InputError, explain, explain_many
+
+
+def test_guided_backprop_by_hand():
+    """y = relu(3a) - relu(2a) - relu(-a): at a > 0 only the first ReLU lets 3 through."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(6, 1, False)
+    )
+    with torch.no_grad():
+        net[0].weight[:] = torch.tensor([3.0, 2.0, -1.0]).view(3, 1, 1, 1)
+        net[3].weight[:] = torch.tensor([[1.0, 1.0, -1.0, -1.0, -1.0, -1.0]])
+    x = torch.tensor([[[[2.0, -2.0]]]])
+    explanation = explain(net, x, target=0, pad=0)
+    torch.testing.assert_close(explanation.R, torch.tensor([[[[3.0, 0.0]]]]))  # plain: [[1, 1]]
+    torch.testing.assert_close(explanation.guided_cam, explanation.R * explanation.heatmap[:, None])
+
+
+@pytest.mark.parametrize(
+    "name", ["inception_v3", "googlenet", "densenet121", "resnet18", "mobilenet_v2"]
+)
+def test_guided_backprop_through_functional_shared_and_in_place_relus(name):
+    net = untrained(name).double().eval()
+    S = 96 if name == "inception_v3" else 64
+    x = torch.rand(1, 3, S, S, dtype=torch.float64)
+    explanation = explain(net, x, 5)
+    leaf = x.clone().requires_grad_()
+    with EveryReLUIsGuided():
+        y = net(leaf)
+    (R,) = torch.autograd.grad(y[:, 5].sum(), leaf)
+    torch.testing.assert_close(explanation.R, R, rtol=1e-9, atol=1e-12 * float(R.abs().max()))
+    leaf = x.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(net(leaf)[:, 5].sum(), leaf)
+    assert (R - plain).abs().max() > 0.1 * plain.abs().max()
+    assert explanation.relu_calls > 10
+    assert explanation.other_activations == ()
+
+
+def test_a_skip_before_the_relu_of_xception_is_not_clamped():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("legacy_xception").double().eval()
+    x = torch.rand(1, 3, 96, 96, dtype=torch.float64)
+    explanation, leaf = explain(net, x, 5), x.clone().requires_grad_()
+    with EveryReLUIsGuided():
+        y = net(leaf)
+    (R,) = torch.autograd.grad(y[:, 5].sum(), leaf)
+    torch.testing.assert_close(explanation.R, R, rtol=1e-9, atol=1e-12 * float(R.abs().max()))
+    assert R.abs().max() > 0
+
+
+# --------------------------------------------------------------------------- several targets
+
+
+class Counted(torch.autograd.Function):
+    """Nothing, whose backward passes are counted; NumPy can't take several targets at once."""
+
+    walks, numpy = 0, False
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Counted.walks += 1
+        return torch.from_numpy(gradient.numpy().copy()) if Counted.numpy else gradient
+
+
+class Attention(nn.Module):
+    """(B, K, u, v) -> (B, K): its cells look at each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, A):
+        rows = A.flatten(2).transpose(1, 2)
+        return self.heads(rows, rows, rows)[0].amax(1)
+
+
+MEAN = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Headed(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.trunk, self.head, self.end = nn.Conv2d(2, 6, 3), head, nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.end(self.head(Counted.apply(F.relu(self.trunk(x)))))
+
+
+@pytest.mark.parametrize(
+    ("head", "numpy", "walks"),
+    [
+        (MEAN, False, 1),
+        (MEAN, True, 4),  # one in vain
+        (nn.Sequential(nn.GroupNorm(2, 6), *MEAN), False, 3),
+        (Attention(), False, 1),
+    ],
+    ids=["mean", "numpy", "group norm", "attention"],
+)
+def test_several_targets_walk_the_head_once_where_they_can(monkeypatch, head, numpy, walks):
+    monkeypatch.setattr(Counted, "numpy", numpy)
+    net, x = Headed(head).double(), torch.rand(4, 2, 9, 9, dtype=torch.float64)
+    targets = [2, None, [4, 3, 2, 1]]
+    for guided in (False, True):
+        monkeypatch.setattr(Counted, "walks", 0)
+        explanations = explain_many(net, x, targets, "trunk", guided=guided)
+        assert Counted.walks == walks * (1 + guided)  # for the plain gradients, for the guided ones
+        for explanation, target in zip(explanations, targets, strict=True):
+            assert_same(explanation, explain(net, x, target, "trunk", guided=guided))
+    assert explanations[0].L_c.any()
+    assert explanations[0].R.any()
+
+
+class Halves(nn.Module):
+    """Hands on one half of its maps, and leaves the other one for the network to find."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, 3)
+
+    def forward(self, x):
+        self.other, half = self.conv(x).chunk(2, 1)
+        return half
+
+
+class AroundIt(nn.Module):
+    """The logits know the pixels through the layer, and past it."""
+
+    def __init__(self, past):
+        super().__init__()
+        self.past, self.layer, self.conv = past, Halves(), nn.Conv2d(2, 3, 3)
+        self.end = nn.Linear(3, 5)
+
+    def forward(self, x):
+        maps = F.relu(self.layer(x))
+        if self.past == "half":
+            maps = maps + F.relu(self.layer.other)
+        elif self.past == "skip":
+            maps = maps + F.relu(self.conv(x))
+        return self.end(maps.mean((2, 3)))
+
+
+@pytest.mark.parametrize("past", ["nothing", "half", "skip"])
+def test_guided_maps_of_several_targets_know_the_ways_past_the_layer(past):
+    torch.manual_seed(1)
+    net, x = AroundIt(past).double(), torch.rand(2, 2, 9, 9, dtype=torch.float64)
+    explanations = explain_many(net, x, range(5), "layer")
+    for target, explanation in zip(range(5), explanations, strict=True):
+        assert_same(explanation, explain(net, x, target, "layer"))
+    assert explanation.R.abs().amax((1, 2, 3)).all()
+
+
+# --------------------------------------------------------------------------- without a graph
+
+
+class Checkpointed(nn.Module):
+    """What is computed a second time, on the way back, must come out as it did the first time."""
+
+    def __init__(self, checkpoint):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.checkpoint, self.fc = checkpoint, nn.Linear(4 * 64, 3)
+
+    def block(self, x, conv, bn):
+        x = F.relu(bn(conv(x)))
+        return x.view(len(x), -1).view(x.shape)
+
+    def forward(self, x):
+        x = self.checkpoint(self.block, x, self.conv1, self.bn1)
+        x = self.checkpoint(self.block, x, self.conv2, self.bn2)
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("targets", [[0], [0, 2]])
+def test_networks_that_compute_anew_on_the_way_back(targets):
+    """For a batch batch-norm is written in another way, which is not known on the way back."""
+    plain = Checkpointed(lambda block, *given: block(*given)).double()
+    twin, x = copy.deepcopy(plain), torch.randn(2, 2, 8, 8).double()
+    twin.checkpoint = partial(checkpoint, use_reentrant=False)
+    known = explain_many(plain, x[:1], targets)
+    for explanation, expected in zip(explain_many(twin, x[:1], targets), known, strict=True):
+        for name in ("logits", "L_c", "R"):
+            torch.testing.assert_close(getattr(explanation, name), getattr(expected, name))
+        assert (explanation.relu_calls, explanation.other_activations) == (2, ())
+        assert explanation.stride == expected.stride
+    with pytest.raises(InputError, match="switch off no_grad and checkpoints within the network"):
+        explain_many(twin, x, targets)
+
+
+class Frozen(TwoConvolutions):
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.conv1(x)
+        return self.fc2(self.relu(self.fc1(F.max_pool2d(self.conv2(x), 2).flatten(1))))
+
+
+def test_networks_without_a_graph_within_are_told_how_to_have_one():
+    net, x = Frozen(nn.ReLU()), torch.randn(2, 2, 8, 8)
+    assert explain(net, x, layer="conv2", guided=False).L_c.shape == (2, 8, 8)
+    fix = "explain without guided maps, or switch off no_grad"
+    with pytest.raises(InputError, match=rf"^the pixels do not lead .*; {fix}"):
+        explain(net, x, layer="conv2")
+    with pytest.raises(InputError, match=r"^layer conv1 does not lead .* switch off no_grad"):
+        explain(net, x, layer="conv1", guided=False)
+
+
+class Cut(nn.Module):
+    def forward(self, x):
+        return x.detach().flatten(1).requires_grad_()
+
+
+def test_a_layer_that_does_not_lead_to_the_logits_is_named():
+    with pytest.raises(InputError, match="layer 0 does not lead to the logits"):
+        explain(nn.Sequential(nn.Conv2d(1, 1, 1), Cut()), torch.rand(1, 1, 4, 4))

@@ -1,0 +1,105 @@
+"""Class names: read from a file, found however they are spelt, one of their own for each class."""
+
+import json
+
+import pytest
+from running import course_run, table_in
+
+from seenby import InputError
+from seenby.inputs.classes import (
+    class_index,
+    class_indices,
+    names_for,
+    normalise_name,
+    read_class_names,
+    target_class,
+)
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def test_classes_by_name_and_number():
+    classes = ("tabby cat", "polar_bear", "dog")
+    names = ["tabby cat", "TABBY-CAT", "1", "3", "-1", "1.0", "", "cat"]
+    expected = [0, 0, 1, None, None, None, None, None]
+    assert [class_index(name, classes) for name in names] == expected
+    assert class_index("7", tuple("0123456789")) == 7
+    assert class_index("1", ("1", "0")) == 0  # a name before a number
+    assert class_index("9" * 5000, classes) is None  # int() would refuse as many digits
+
+
+def test_an_exact_name_goes_before_one_that_is_spelt_alike():
+    classes = ("Polar bear", "polar bear")
+    assert [class_index(name, classes) for name in classes] == [0, 1]
+    assert class_indices(("n02134084_polar-bear",))["polar bear"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("n02391049_Polar-Bear", "polar bear"), ("__Tabby_Cat__", "tabby cat"), ("n1_x", "n1 x"),
+     ("Straße", "strasse"), ("7", "7")],
+)  # fmt: skip
+def test_names_in_one_spelling(name, plain):
+    assert normalise_name(name) == plain
+
+
+def test_words_of_target():
+    classes = ("cat", "dog", "fox")
+    words = ["predicted", "label", "dog", "2", "FOX"]
+    assert [target_class(word, classes) for word in words] == ["predicted", "label", 1, 2, 2]
+    words = r"^class foxx was given; the network has classes 0 to 2: name one .*or a name: fox, "
+    with pytest.raises(InputError, match=words):
+        target_class("foxx", classes)
+    with pytest.raises(InputError, match=r"classes 0 to 1: name one of these$"):  # no names
+        target_class("2", ("0", "1"))
+
+
+def test_a_name_for_each_class():
+    assert names_for(2, None, ("cat", "dog")) == ("cat", "dog")  # the network's own
+    assert names_for(3, None, ("cat", "dog")) == ("0", "1", "2")  # which are of another count
+    assert names_for(2, ["x", "y"], ("cat", "dog")) == ("x", "y")
+    with pytest.raises(InputError, match="1 class names were given; the network has 2: name each"):
+        names_for(2, ["x"], ())
+    words = "the class name x appears twice; give each class one of its own"
+    with pytest.raises(InputError, match=words):
+        names_for(2, ["x", "x"], ())
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["cat\ndog\n", " cat \r\n\r\ndog", '["cat", "dog"]', ' [" cat", "dog "]', "\ufeffcat\ndog"],
+)
+def test_a_file_of_names(tmp_path, content):
+    (path := tmp_path / "names").write_text(content, encoding="utf-8")
+    assert read_class_names(str(path)) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"[1, 2]", "no list of names"), (b'{"cat": 0}', "no list of names"),
+     (b"[1, ", "Expecting value"), (b"\xff\xfe\x00", "'utf-8' codec can't decode"),
+     (None, "No such file or directory")],
+)  # fmt: skip
+def test_a_file_that_holds_no_names(tmp_path, content, words):
+    path = tmp_path / "names"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_class_names(str(path))
+    assert str(error.value).startswith(f"{path} ({words}")
+    assert str(error.value).endswith("; give a file of class names, one a line or a JSON list")
+
+
+def test_class_names_from_a_file(digit_folder, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(WORDS) + "\n")
+    given = ("--class-names", tmp_path / "names.txt", "--target", "Nine")
+    assert course_run(tmp_path / "out", digit_folder, *given)[0] == 0
+    rows = table_in(tmp_path / "out")
+    assert [row["predicted"] for row in rows] == WORDS[:8]
+    assert [row["label"] for row in rows] == WORDS[:8]
+    assert {row["target"] for row in rows} == {"nine"}
+    assert {row["target_index"] for row in rows} == {"9"}
+    (tmp_path / "names.json").write_text(json.dumps(WORDS))
+    given = ("--class-names", tmp_path / "names.json")
+    assert course_run(tmp_path / "out", digit_folder, *given)[0] == 0
+    assert [row["predicted"] for row in table_in(tmp_path / "out")] == WORDS[:8]

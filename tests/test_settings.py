@@ -1,0 +1,108 @@
+"""The settings of a run: frozen, and each of its fields says whether it changes results."""
+
+import shutil
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+
+import pytest
+from running import course_run, record_in, table_in
+
+from seenby import Style
+from seenby.outputs.store import OutputFolder
+from seenby.pipeline import explain_batch
+from seenby.settings import Settings
+
+OTHERS = {  # another valid value for every field
+    "images": ("a.png",), "pick": "wrong", "limit": 3, "invert": True, "model": "resnet18",
+    "weights": "none", "class_names": ("cat", "dog"), "size": (28, 28), "mean": (0.5,),
+    "std": (0.25,), "device": "cuda:0", "list_layers": True, "target": ("label", "3"),
+    "method": ("xgradcam",), "layer": "conv1", "pad": 3, "style": Style(opacity=0.25),
+    "blur": 1.5, "uncropped": True, "columns": 3, "overlays": False, "raw": False,
+    "save_maps": "float16", "gallery": True, "out": Path("elsewhere"), "batch_size": 3,
+    "workers": 77, "resume": True, "quiet": True,
+}  # fmt: skip
+KEPT = {"device", "list_layers", "columns", "out", "workers", "resume", "quiet"}
+
+
+def test_settings_never_change():
+    settings = Settings()
+    for name, value in OTHERS.items():
+        with pytest.raises(FrozenInstanceError):
+            setattr(settings, name, value)
+    assert settings == Settings()
+
+
+def test_the_fingerprint_is_that_of_what_changes_results():
+    assert OTHERS.keys() == {f.name for f in fields(Settings)}
+    assert {f.name for f in fields(Settings) if f.metadata.get("keeps_results")} == KEPT
+    plain = Settings()
+    prints = {plain.fingerprint()}
+    for name, value in OTHERS.items():
+        assert getattr(plain, name) != value
+        other = replace(plain, **{name: value})
+        assert (other.fingerprint() == plain.fingerprint()) == (name in KEPT), name
+        assert (name in other.results()) == (name not in KEPT)
+        prints.add(other.fingerprint())
+    assert len(prints) == 1 + len(OTHERS.keys() - KEPT)  # all of them differ
+
+
+@pytest.mark.parametrize(
+    "style", [Style(("raw",)), Style(colormap="viridis"), Style(opacity=0.25)], ids=str
+)
+def test_the_fingerprint_is_that_of_the_style_too(style):
+    assert Settings(style=style).fingerprint() != Settings().fingerprint()
+
+
+# ------------------------------------------------------------------------------ runs that go on
+
+
+@pytest.fixture(scope="module")
+def stopped(digit_folder, tmp_path_factory):
+    """The folder of a run that was stopped when all batches were done, before the figure."""
+
+    def stop(*_):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seenby.pipeline.finish", stop)
+        code, _, err = course_run(out, digit_folder, "--batch-size", 2)
+    assert code == 2
+    assert err == (
+        "seenby: error: stopped: No space left on device; fix that, then run again with --resume\n"
+    )
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "explained", "written"),
+    [
+        (("--resume",), 4, 0),
+        (("--resume", "--columns", 4), 2, 0),
+        (("--resume", "--columns", 1, "--workers", 0, "--quiet"), 1, 0),
+        (("--resume", "--pad", 2), 4, 4),
+        ((), 4, 4),
+    ],
+)
+def test_a_run_goes_on_with_settings_that_keep_its_results(
+    stopped, digit_folder, tmp_path, monkeypatch, options, explained, written
+):
+    """Then only what the figure shows is explained again, and nothing is written again."""
+    shutil.copytree(stopped, out := tmp_path / "out")
+    counts = {"explained": 0, "written": 0}
+    write = OutputFolder.write_batch
+
+    def explain(*given):
+        counts["explained"] += 1
+        return explain_batch(*given)
+
+    def write_batch(*given):
+        counts["written"] += 1
+        write(*given)
+
+    monkeypatch.setattr("seenby.pipeline.explain_batch", explain)
+    monkeypatch.setattr("seenby.outputs.store.OutputFolder.write_batch", write_batch)
+    assert course_run(out, digit_folder, "--batch-size", 2, *options)[0] == 0
+    assert counts == {"explained": explained, "written": written}
+    assert record_in(out)["pictures"] == {"explained": 8, "skipped": 0, "not picked": 0}
+    assert [row["predicted"] for row in table_in(out)] == list("01234567")

@@ -1,0 +1,428 @@
+"""The same results in less time: as PyTorch's own, and switched off for comparison."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import DigitCNN, assert_same, kept_for_backward, models, untrained
+from torch import nn
+
+from seenby import InputError, explain, explain_many
+from seenby.core import speedups
+from SID_a4 import CourseCNN
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+    """Which of PyTorch's functions had their replacements called, by name."""
+    names = []
+
+    def noted(name, replacement):
+        def call(*args, **kwargs):
+            names.append(name)
+            return replacement(*args, **kwargs)
+
+        return call
+
+    noting = {function: noted(function.__name__, replacement)
+              for function, replacement in speedups.REPLACEMENTS.items()}
+    monkeypatch.setattr(speedups, "REPLACEMENTS", noting)
+    return names
+
+
+@torch.no_grad()
+def as_after_training(net):
+    """A new batch norm changes nothing, and some heads are all zero: give them other numbers."""
+    for name, values in net.named_buffers():
+        if name.endswith("running_var"):
+            values.copy_(torch.rand_like(values) + 0.5)
+        elif name.endswith("running_mean"):
+            values.normal_(std=0.1)
+    for parameter in net.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.1)
+    return net
+
+
+class SmallVGG(nn.Module):
+    """Convolutions with batch norm, poolings, and a head of three layers."""
+
+    def __init__(self):
+        super().__init__()
+        layers = []
+        for K, out in ((3, 8), (8, 16), (16, 16)):
+            layers += [nn.Conv2d(K, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True),
+                       nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(256, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 5))
+
+    def forward(self, x):
+        return self.head(self.features(x).view(len(x), -1))
+
+
+def grouped():
+    """A network with group norm."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+        nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 13 * 13, 5),
+    )  # fmt: skip
+
+
+def replaced_without_a_difference(net, x, targets, tolerance, names):
+    """Asserts that maps are the same without replacements; the functions that have them otherwise.
+
+    Of random weights Grad-CAM may be empty, but then its counterfactual is not.
+    """
+    methods = ["gradcam", "counterfactual"]
+    faster, functions = explain_many(net, x, targets, methods=methods), {*names}
+    names.clear()
+    with speedups.off():
+        plain = explain_many(net, x, targets, methods=methods)
+    assert names == []
+    for found, expected in zip(faster, plain, strict=True):
+        assert_close(found, expected, tolerance)
+        assert expected.R.any()
+    assert any(expected.guided_cam.any() for expected in plain)
+    return functions
+
+
+def assert_close(found, expected, tolerance):
+    """Two explanations, equal to a share of each tensor's largest value."""
+    for name, value in vars(expected).items():
+        if isinstance(value, torch.Tensor):
+            difference = (getattr(found, name) - value).abs().max()
+            assert difference <= tolerance * value.abs().max(), name
+        else:
+            assert getattr(found, name) == value, name
+
+
+NETWORKS = {  # how it is made, the pictures, the targets, and which functions are replaced
+    "course": (CourseCNN, (3, 1, 28, 28), [None], {"conv2d", "flatten"}),
+    "course, one picture": (CourseCNN, (1, 1, 28, 28), [None], {"conv2d", "flatten"}),
+    "course, several targets": (CourseCNN, (3, 1, 28, 28), [None, 7, [0, 1, 2]],
+                                {"conv2d", "flatten"}),
+    "ResNet-18": (lambda: untrained("resnet18"), (2, 3, 64, 64), [None],
+                  {"conv2d", "batch_norm", "flatten"}),
+    "ResNet-18, several targets": (lambda: untrained("resnet18"), (2, 3, 64, 64), [None, 7, 8],
+                                   {"conv2d", "batch_norm", "flatten"}),
+    "VGG-like with batch norm": (SmallVGG, (2, 3, 32, 32), [None],
+                                 {"conv2d", "batch_norm", "view"}),
+    "DenseNet-121": (lambda: untrained("densenet121"), (2, 3, 64, 64), [None],
+                     {"conv2d", "batch_norm", "flatten"}),
+    "group norm": (grouped, (2, 3, 32, 32), [None, [4, 0]], {"conv2d", "flatten"}),
+}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-10), ("float32", 1e-4)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_them_the_maps_are_the_same(name, precision, tolerance, replaced):
+    build, shape, targets, functions = NETWORKS[name]
+    dtype = getattr(torch, precision)
+    net, x = as_after_training(build()).to(dtype), torch.rand(shape, dtype=dtype)
+    assert replaced_without_a_difference(net, x, targets, tolerance, replaced) == functions
+
+
+def parameters_of(name):
+    return models.get_model_weights(name).DEFAULT.meta["num_params"]
+
+
+CLASSIFIERS = [name for name in models.list_models(module=models) if parameters_of(name) < 15e7]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_without_them_torchvisions_classifiers_give_the_same_maps(name, replaced):
+    S = {"inception_v3": 75, "maxvit_t": 224}.get(name, 64)  # these take no smaller ones
+    options = {"image_size": S} if name.startswith("vit_") else {}
+    net = as_after_training(untrained(name, **options)).double()
+    x = torch.rand(2, 3, S, S, dtype=torch.float64)
+    assert "conv2d" in replaced_without_a_difference(net, x, [None], 1e-10, replaced)
+
+
+def test_off_is_off_and_on_again_afterwards(replaced):
+    net, x = SmallVGG(), torch.rand(2, 3, 32, 32)
+    with speedups.off():
+        assert speedups.replacements() == {}
+        explain(net, x)
+        with speedups.off():
+            explain(net, x)
+        explain(net, x)  # the inner one switches nothing on
+    assert replaced == []
+    with pytest.raises(InputError, match="class 99 was given"), speedups.off():
+        explain(net, x, 99)
+    assert replaced == []
+    explain(net, x)
+    assert {"conv2d", "batch_norm", "view"} <= set(replaced)
+
+
+def test_off_leaves_the_pictures_as_they_lie():
+    def layouts(x, **how):
+        seen, net = [], SmallVGG()
+        net.features[0].register_forward_pre_hook(lambda module, args: seen.append(
+            args[0].is_contiguous(memory_format=torch.channels_last)))
+        explain(net, x, layer="features.8", **how)
+        return seen
+
+    x = torch.rand(2, 3, 32, 32)
+    assert layouts(x) == [True]
+    with speedups.off():
+        assert layouts(x) == [False]
+    assert layouts(x[:1]) == [False]  # of one picture it is no gain
+
+
+def test_off_leaves_the_backward_pass_of_grey_pixels_to_pytorch(monkeypatch):
+    calls, backward = [], speedups.OneChannelConv2d.backward
+
+    def noted(ctx, gradient):
+        calls.append(1)
+        return backward(ctx, gradient)
+
+    monkeypatch.setattr(speedups.OneChannelConv2d, "backward", staticmethod(noted))
+    net, x = CourseCNN(), torch.rand(2, 1, 28, 28)
+    with speedups.off():
+        explain(net, x)
+    assert calls == []
+    explain(net, x)
+    assert calls == [1]
+
+
+# ----------------------------------------------------------------------------- convolutions
+
+
+def plainly_explained(net, x, targets):
+    """Of a network without ReLU: its logits, and as R their plain gradient, are PyTorch's own."""
+    explanation = explain(net, x, targets, "0")
+    leaf = x.clone().requires_grad_()
+    logits = net.eval()(leaf)
+    (R,) = torch.autograd.grad(logits[range(len(x)), targets].sum(), leaf)
+    torch.testing.assert_close(explanation.logits, logits.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(explanation.R, R, rtol=1e-10, atol=1e-14)
+    return explanation
+
+
+class Called(nn.Module):
+    """A convolution that is a function."""
+
+    def __init__(self, **how):
+        super().__init__()
+        self.weight, self.how = nn.Parameter(torch.randn(6, 1, 3, 2)), how
+
+    def forward(self, x):
+        return F.conv2d(input=x, weight=self.weight, **self.how)
+
+
+class SeesItself(nn.Module):
+    """Its weights depend on the pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3)
+
+    def forward(self, x):
+        weight = self.conv.weight * x.square().mean()
+        return F.conv2d(x, weight, self.conv.bias + x.mean(), (1, 1), (0, 0), (1, 1), 1)
+
+
+class ByOne(nn.Module):
+    """One picture at a time, without a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3)
+
+    def forward(self, x):
+        return torch.stack([self.conv(each) for each in x])
+
+
+CONVOLUTIONS = {
+    "grey": nn.Conv2d(1, 6, 3),
+    "no bias": nn.Conv2d(1, 6, 3, bias=False),
+    "strides and pads": nn.Conv2d(1, 6, (3, 4), (2, 1), (0, 2)),
+    "strides of numpy": nn.Conv2d(1, 6, 3, (np.int64(2), np.int64(1))),
+    "a stride for both": nn.Conv2d(1, 6, 3, padding=1),
+    "the same in brackets": nn.Conv2d(1, 6, 3, padding=1),
+    "dilated": nn.Conv2d(1, 6, 3, dilation=2),
+    "same": nn.Conv2d(1, 6, 3, padding="same"),
+    "circular": nn.Conv2d(1, 6, 3, padding=1, padding_mode="circular"),
+    "three channels": nn.Conv2d(3, 6, 3),
+    "groups": nn.Conv2d(4, 6, 3, groups=2),
+    "called": Called(),
+    "called by name": Called(stride=2, padding=(1, 0), dilation=(1, 1), groups=1),
+    "one by one": ByOne(),
+    "with weights that see the picture": SeesItself(),
+}
+CONVOLUTIONS["a stride for both"].stride = 2
+CONVOLUTIONS["the same in brackets"].stride = (2,)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("S", [9, 60])
+@pytest.mark.parametrize("convolution", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolution_is_pytorchs_own(convolution, S, B):
+    """The way back to grey pixels is computed in another way."""
+    torch.manual_seed(3)
+    channels = getattr(convolution, "in_channels", 1)
+    tail = [nn.Softplus(), nn.Conv2d(6, 4, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    net = nn.Sequential(convolution, *tail, nn.Linear(16, 5)).double()
+    x = torch.randn(B, channels, S, S, dtype=torch.float64)
+    explanation = plainly_explained(net, x, [4, 0, 2][:B])
+    assert explanation.stride == explain(net.float(), x.float(), layer="0").stride is not None
+    assert explain(net.bfloat16(), x.bfloat16(), layer="0").R.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("B", [1, 8])
+def test_alike_pixels_stay_alike(network, digits, B):
+    """Of equal numbers a pooling takes the first; rounding must leave black paper as even as it is.
+
+    Otherwise guided maps are another network's: by up to a sixth of their largest value, once.
+    """
+    x = network.tensor([digit.image for digit in digits])
+    exact = explain(copy.deepcopy(network.module).double(), x.double(), layer="conv2")
+    for i in range(0, 8, B):
+        explanation = explain(network.module, x[i : i + B], layer="conv2")
+        torch.testing.assert_close(explanation.R.double(), exact.R[i : i + B], rtol=0, atol=1e-6)
+    assert exact.R.abs().amax((1, 2, 3)).min() > 0.2
+
+
+# ------------------------------------------------------------------------------- batch norms
+
+
+NORMS = {
+    "as usual": nn.BatchNorm2d(6),
+    "no weight": nn.BatchNorm2d(6, affine=False),
+    "of the batch": nn.BatchNorm2d(6, track_running_stats=False),
+    "of rows": nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(6), nn.Unflatten(2, (7, 7))),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_batch_norm_is_pytorchs_own(norm):
+    """Written as x * scale + shift; without a ReLU, R is the plain gradient."""
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), norm, nn.Softplus(), nn.Flatten(), nn.Linear(294, 5))
+    net.double()
+    for name, values in net.state_dict().items():
+        if "batches" not in name:  # a variance is positive
+            values.copy_(torch.rand_like(values) + 0.5)
+    x = torch.randn(3, 2, 9, 9, dtype=torch.float64)
+    explanation = plainly_explained(net, x, [4, 0, 2])
+    half = explain(net.bfloat16(), x.bfloat16(), [4, 0, 2], "0")
+    assert half.logits.dtype == half.R.dtype == torch.bfloat16
+    torch.testing.assert_close(half.logits.double(), explanation.logits, rtol=0.05, atol=0.05)
+
+
+def test_of_a_batch_norm_nothing_is_kept_for_backward():
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(294, 5))
+    with kept_for_backward() as kept:
+        explain(net, torch.rand(3, 2, 9, 9), 0, "0")
+    assert (3, 2, 9, 9) in kept  # what the convolution takes
+    assert (3, 6, 7, 7) not in kept
+
+
+# -------------------------------------------------------------------------------------- views
+
+
+class Rows(DigitCNN):
+    """As many tutorials write it, which pictures that lie channels-last refuse."""
+
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        assert x.detach().view(dtype=torch.int32).shape == x.shape  # another kind of view
+        return self.fc2(F.relu(self.fc1(x.view(-1, 160))))
+
+
+@pytest.mark.parametrize("B", [1, 4])
+def test_a_network_that_views_its_maps_as_rows(B):
+    net, x = DigitCNN(), torch.rand(B, 1, 28, 28)
+    rows = Rows()
+    rows.load_state_dict(net.state_dict())
+    explanation, expected = explain(rows, x), explain(net, x)
+    torch.testing.assert_close(explanation.heatmap, expected.heatmap)
+    torch.testing.assert_close(explanation.R, expected.R)
+
+
+class Layouts(nn.Module):
+    """Notes how the gradients of its maps lie in memory."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.conv, self.rows, self.fc, self.seen = nn.Conv2d(2, 6, 3), rows, nn.Linear(96, 5), []
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        if x.requires_grad:
+            x.grad_fn.register_prehook(self.look)
+        return self.fc(self.rows(x))
+
+    def look(self, gradients):
+        self.seen.append(gradients[0].is_contiguous(memory_format=torch.channels_last))
+
+
+ROWS = {
+    "view": lambda x: x.view(len(x), -1),
+    "flatten": lambda x: x.flatten(1),
+    "torch.flatten": lambda x: torch.flatten(x, 1),
+    "nn.Flatten": nn.Flatten(),
+    "reshape": lambda x: x.reshape(-1, 96),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_gradients_lie_as_the_maps_do(rows):
+    """What goes forward in channels-last and back in another layout is copied at every step."""
+    net, x = Layouts(rows).double(), torch.rand(3, 2, 10, 10, dtype=torch.float64)
+    plain = explain(net, x, 0, "conv")
+    assert net.seen == [True, True]  # plain and guided
+    for i, picture in enumerate(x):
+        torch.testing.assert_close(plain.R[i], explain(net, picture[None], 0, "conv").R[0])
+    assert plain.R.any()
+    targets = [0, [3, 1, 2], 4]
+    for explanation, target in zip(explain_many(net, x, targets, "conv"), targets, strict=True):
+        assert_same(explanation, explain(net, x, target, "conv"))
+
+
+def test_a_tensor_of_the_networks_own_that_is_viewed_keeps_no_hook():
+    scale = torch.rand(1, 96, 1, 1, requires_grad=True)  # not among the parameters
+    net = Layouts(lambda x: x.flatten(1) * scale.flatten(1))
+    assert explain(net, torch.rand(3, 2, 10, 10), 0, "conv").R.any()
+    assert not scale._backward_hooks
+
+
+class ThroughAView(nn.Module):
+    """What is written through a view stands in what it views."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 3)
+        self.view, self.fc = view, nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        rows = self.view(x)
+        rows.mul_(3)
+        rows[:, ::2].sub_(0.5)
+        x = self.conv2(F.relu(x))
+        return self.fc(F.relu(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.view(len(x), -1),
+        lambda x: x.view(size=(len(x), -1)),
+        lambda x: x.view_as(torch.empty(len(x), 4 * 9, 9)),
+        lambda x: x.view(len(x), 2, 18, 9).view(-1, 18 * 9),
+    ],
+    ids=["view", "by keyword", "view_as", "twice"],
+)
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_what_is_written_through_a_view_stands_in_the_maps(view, layer):
+    torch.manual_seed(2)
+    net, x = ThroughAView(view).double(), torch.rand(3, 2, 11, 11, dtype=torch.float64)
+    explanation = explain(net, x, 1, layer)
+    torch.testing.assert_close(explanation.logits, net(x))
+    for one, picture in zip(explanation, x, strict=True):
+        assert_same(one, explain(net, picture[None], 1, layer))
+    assert explanation.R.any()

@@ -11,6 +11,7 @@ from seenby.core.methods import METHODS
 from seenby.errors import PROGRAM, InputError
 from seenby.inputs.classes import read_class_names
 from seenby.inputs.networks import EXAMPLES
+from seenby.inputs.pictures import SUFFIXES
 from seenby.option_types import (
     existing_source,
     names_pictures,
@@ -56,9 +57,9 @@ class ListOption(argparse.Action):
             try:
                 values += self.convert(word)
             except InputError as error:
-                if not names_pictures(word):
+                if Path(word).suffix.lower() not in SUFFIXES and not names_pictures(word):
                     raise argparse.ArgumentError(self, str(error)) from error
-                namespace.more_images.append(existing_source(word))
+                namespace.more_images.append(existing_source(word))  # or it says what is wrong
         if values:
             setattr(namespace, self.dest, tuple(values))
 

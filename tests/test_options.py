@@ -308,3 +308,8 @@ def test_each_setting_has_its_option():
     for name, value in defaults.items():
         if name not in ("more_images", "images"):
             assert value == expected[name], name
+
+
+def test_a_picture_that_is_missing_behind_a_list_is_named(capsys):
+    assert main(["--std", "0.3081", "nope.png", *COURSE]) == 2
+    assert capsys.readouterr().err.startswith("seenby: error: nope.png does not exist; give ")

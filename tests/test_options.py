@@ -310,6 +310,6 @@ def test_each_setting_has_its_option():
             assert value == expected[name], name
 
 
-def test_a_picture_that_is_missing_behind_a_list_is_named(capsys):
-    assert main(["--std", "0.3081", "nope.png", *COURSE]) == 2
-    assert capsys.readouterr().err.startswith("seenby: error: nope.png does not exist; give ")
+def test_a_picture_that_is_missing_behind_a_list_is_named():
+    with pytest.raises(InputError, match=r"^nope.png does not exist; give "):
+        parse_settings(["--std", "0.3081", "nope.png", "--model", "resnet18"])

@@ -1,6 +1,6 @@
 """Whatever a file holds: it is read, or one line says what is wrong with it; at both doors.
 
-FUZZ=50 python -m pytest tests/test_fuzz.py -n 0 -m ''      fifty times as many: over 40,000 inputs
+FUZZ=50 python -m pytest tests/test_fuzz.py -n 0 -m ''      fifty times as many: over 50,000 inputs
 """
 
 import io

@@ -45,11 +45,10 @@ def read(kind: str, content: bytes) -> int:
     if kind == "json":  # the tool has no pictures in JSON, but the names of classes
         with suppress(InputError):
             read_class_names(str(path))
-    of_tool = [] if kind == "json" else list(read_pictures([path], GREY))
-    pictures = [*of_tool, *SID_a4.read_pictures([path])]
-    for picture in pictures:
-        assert picture.image or picture.note
-    return sum(picture.image is not None for picture in pictures)
+    tool = [] if kind == "json" else [(p.image, p.note) for p in read_pictures([path], GREY)]
+    script = [(p.image, p.note) for p in SID_a4.read_pictures([path])]
+    assert all(image or note for image, note in tool + script)
+    return sum(image is not None for image, _ in tool + script)
 
 
 def read_weights(path: Path) -> int:

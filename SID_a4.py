@@ -178,20 +178,21 @@ def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
         for wrapper in ("state_dict", "model_state_dict", "model"):
             state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
         state = {str(key).removeprefix("module."): value for key, value in state.items()}
-        has = {key: tuple(value.shape) if value.isfinite().all() else "NaN or infinity"
-               for key, value in state.items()}
+        has = {key: tuple(value.shape) for key, value in state.items()}
     except Exception as error:  # a broken file makes the unpickler raise almost anything
         why = "no state dict, or not whole" if Path(path).is_file() else "no such file"
         raise InputError(f"weights {path}: {why}; give a file written by "
                          "torch.save(net.state_dict(), FILE) with --weights") from error
     layers = [name for name in ("conv1", "conv2", "fc1", "fc2") if has.get(f"{name}.weight")]
-    net = CourseCNN(**{name: len(state[f"{name}.weight"]) for name in layers})
+    net = CourseCNN(**{name: min(999, len(state[f"{name}.weight"])) for name in layers})
     needs = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     for key in [*needs, *has]:  # the first misfit is named
         there, here = has.get(key, "missing"), needs.get(key, "missing")
         if there != here:
             raise InputError(f"weights {path} are of another network: {key} is {there} in the "
                              f"file, {here} in the network; give its own with --weights")
+        if not state[key].isfinite().all():
+            raise InputError(f"weights {path}: {key} holds NaN or infinity; train again")
     net.load_state_dict(state)
     return net.eval()
 
@@ -480,17 +481,16 @@ def account(options: Any, net: CourseCNN, rows: list[dict[str, str]], seconds: f
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(SCRIPT, argparse.SUPPRESS, __doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, default = parser.add_argument, "(default: %(default)s)"
+    add = parser.add_argument
     add("images", nargs="*", type=Path, default=[HERE / "data"], help="files or folders (data/)")
-    add("--weights", type=Path, default=HERE / "mnist_model.pth", metavar="FILE", help=default)
-    add("--target", type=int, choices=range(10), metavar="CLASS", help="(default: predicted)")
-    add("--pad", type=int, choices=range(11), default=PAD, metavar="N", help=default)
+    add("--weights", type=Path, default=HERE / "mnist_model.pth", help="(default: mnist_model.pth)")
+    add("--target", type=int, choices=range(10), metavar="CLASS", help="(default: the predicted)")
+    add("--pad", type=int, choices=range(11), default=PAD, help="cells around a map (default: 3)")
     add("--invert", action="store_true", help="the ink is dark: negate the pictures")
-    add("--out", type=Path, default=HERE / "outputs", metavar="FOLDER", help=default)
+    add("--out", type=Path, default=HERE / "outputs", help="folder (default: outputs)")
     add("--quiet", action="store_true", help="print nothing but errors")
-    options = parser.parse_args(argv)
     try:
-        return run(options)
+        return run(parser.parse_args(argv))
     except (InputError, OSError, RuntimeError, MemoryError) as error:  # a full disk, no memory
         parser.error(" ".join(str(error).split()))  # prints one line, ends with code 2
 

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +49,7 @@ import SID_a4  # noqa: E402
 from SID_a4 import CourseCNN, InputError, Picture  # noqa: E402
 
 NEEDED = ("SID_a4.py", "mnist_model.pth", "requirements.txt")  # to run it; the data come besides
+DIGITS = [*"0123456789"]
 PAGES, POINTS = 3, 12  # at most, and of all text, as the assignment asks
 SCRIPTS = (round(0.7 * POINTS, 1), round(0.5 * POINTS, 1))  # of formulas, and their own scripts
 # What gives way where the pages are too few: the study's last plots, then the figure's width in %.
@@ -90,7 +90,11 @@ def copy_data(sources: Sequence[Path], folder: Path) -> None:
     copies = set()
     for source in sources:
         for file in SID_a4.files_in(source):
-            copy = folder / (file.relative_to(source) if source.is_dir() else file.name)
+            inside = file.relative_to(source if source.is_dir() else file.parent)
+            above = file.absolute().parent.name
+            if len(inside.parts) == 1 and above in DIGITS:  # a folder named 7 holds sevens
+                inside = Path(above) / inside
+            copy = folder / inside
             if copy in copies:
                 raise InputError(f"two files are named {copy.name}; rename one of them")
             copies.add(copy)
@@ -213,8 +217,8 @@ def off(pad: int, n: int) -> float:
 def draw_way(net: CourseCNN, picture: Picture, pad: int = SID_a4.PAD, most: int = 10) -> Figure:
     """From the picture to its maps (the most important ones), to L_c, to its place."""
     assert picture.image
-    explanation = SID_a4.explain(net, SID_a4.normalised([picture.image]), pad=pad)
-    A, alpha, L_c = (part[0].numpy() for part in (explanation.A, explanation.alpha, explanation.L_c))
+    found = SID_a4.explain(net, SID_a4.normalised([picture.image]), pad=pad)
+    A, alpha, L_c = (part[0].numpy() for part in (found.A, found.alpha, found.L_c))
     n, top, which = A.shape[1], abs(A).max(), sorted(np.argsort(-abs(alpha))[:most])
     sheet = Sheet()
     raw = sheet.panel(0, 1.05, "picture $x$", sides(28))
@@ -235,7 +239,7 @@ def draw_way(net: CourseCNN, picture: Picture, pad: int = SID_a4.PAD, most: int 
     padded.imshow(np.pad(L_c, pad), "jet")
     sheet.arrow(left + 2.53, "resize")
     placed = sheet.panel(left + 2.9, 1.05, "on the picture", sides(28))
-    placed.imshow(SID_a4.overlay(picture.image, explanation.heatmap[0]))
+    placed.imshow(SID_a4.overlay(picture.image, found.heatmap[0]))
     for axes, centres in ((raw, looks_at(n)), (placed, drawn_at(n, pad))):
         axes.plot(*map(np.ravel, np.meshgrid(centres, centres)), ".", color="white", ms=2.2, mew=0)
     return sheet.figure
@@ -302,19 +306,26 @@ def check(pdf: Path, grid: Path) -> None:
         raise InputError(f"the report has {len(pages)} pages, {PAGES} are allowed; shorten it")
     for font in fonts_of(pages):
         if not embedded(font):
-            raise InputError(f"the font {font['/BaseFont']} is not embedded; use one of Typst's own")
+            name = font["/BaseFont"]
+            raise InputError(f"the font {name} is not embedded; use one of Typst's own")
     for words, font, points in written(pages):
         if points != POINTS and not ("Math" in font and points in SCRIPTS):
             raise InputError(f"{words[:40]!r} is set in {points:g} point; set it in {POINTS}")
     with Image.open(grid) as picture:
-        sizes = [image.image.size for page in pages for image in page.images if image.image]
-        if picture.size not in sizes:
+        if picture.size not in figures_of(pages):
             raise InputError(f"the report lacks the figure {grid.name}; put it back")
 
 
 def fonts_of(pages: Any) -> list[Any]:
     found = [page["/Resources"].get_object().get("/Font", {}).values() for page in pages]
     return [font.get_object() for fonts in found for font in fonts]
+
+
+def figures_of(pages: Any) -> list[tuple[int, int]]:
+    """How large each is, in pixels."""
+    found = [page["/Resources"].get_object().get("/XObject", {}).values() for page in pages]
+    objects = [figure.get_object() for figures in found for figure in figures]
+    return [(figure["/Width"], figure["/Height"]) for figure in objects if "/Width" in figure]
 
 
 def embedded(font: Any) -> bool:
@@ -380,7 +391,7 @@ The packages of requirements.txt need Python 3.11 or newer. The second line read
 | `mnist_model.pth` | the network's weights |
 | `data/` | the test digits |
 | `outputs/{id}_a4.png` | the figure: raw, Grad-CAM, Guided Backprop, Guided Grad-CAM |
-| `outputs/{id}_a4.csv` | a row a digit: label, predicted class, probability, explained class, notes |
+| `outputs/{id}_a4.csv` | a row a digit: label, prediction, probability, explained class, note |
 | `outputs/gradcam/` | each Grad-CAM over its digit |
 | `outputs/raw/` | each digit as the network saw it |
 | `requirements.txt` | the packages, with the versions that were used |
@@ -440,8 +451,8 @@ def typst_text(name: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("build.py", argparse.SUPPRESS, __doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser("build.py", argparse.SUPPRESS, __doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add, default = parser.add_argument, "(default: %(default)s)"
     add("id", nargs="?", default="SID", type=student_id, help="your student id, as D111111")
     add("--author", default="", help="your name")

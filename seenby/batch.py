@@ -101,7 +101,8 @@ def result_of(picture: Picture, explanations: list[Explanation] | None,
 def predict(network: Network, pictures: list[Picture]) -> list[Prediction]:
     logits = explain(network.module, tensor_of(network, pictures), layer=network.layer,
                      guided=False).logits
-    probabilities, classes = logits.softmax(1).max(1)
+    classes = logits.argmax(1)
+    probabilities = logits.softmax(1).gather(1, classes[:, None])[:, 0]
     return [(network.classes[c], probability)
             for c, probability in zip(classes.tolist(), probabilities.tolist(), strict=True)]
 

@@ -25,12 +25,12 @@ def exists(text: str) -> bool:
 
 
 def names_pictures(word: str) -> bool:
-    """Whether a word is a picture file or a folder, and looks like one.
+    """Whether a word that may be a class is a picture file or a folder, and looks like one.
 
-    A folder needs a slash: it may have the name of a class.
+    A folder needs a slash, as it may have the name of a class.
     """
     if not exists(word):
-        return False
+        return word.endswith("/")
     path = Path(word)
     return (path.suffix.lower() in SUFFIXES and path.is_file()) or ("/" in word and path.is_dir())
 

@@ -14,7 +14,7 @@ from seenby.inputs.networks import EXAMPLES
 from seenby.inputs.pictures import SUFFIXES
 from seenby.option_types import (
     existing_source,
-    names_pictures,
+    exists,
     number_between,
     one_of,
     output_folder,
@@ -57,7 +57,7 @@ class ListOption(argparse.Action):
             try:
                 values += self.convert(word)
             except InputError as error:
-                if Path(word).suffix.lower() not in SUFFIXES and not names_pictures(word):
+                if not (exists(word) or word.endswith(("/", *SUFFIXES))):
                     raise argparse.ArgumentError(self, str(error)) from error
                 namespace.more_images.append(existing_source(word))  # or it says what is wrong
         if values:
@@ -126,7 +126,8 @@ def network_options(add: Add) -> None:
     add("--std", action=ListOption, convert=parse_channels, metavar="NUMBER",
         help="likewise (default: the network's)")
     add("--device", type=parse_device, default="cpu", help=f"cpu, cuda or mps {DEFAULT}")
-    add("--list-layers", action="store_true", help="print the table of its layers, and stop")
+    add("--list-layers", action="store_true",
+        help="print the table of the network's layers, and stop")
 
 
 def explanation_options(add: Add) -> None:
@@ -146,8 +147,8 @@ def output_options(add: Add) -> None:
     add("--out", type=output_folder, default="outputs", metavar="FOLDER",
         help=f"where to write {DEFAULT}")
     add("--panels", action=ListOption, convert=one_of(PANELS), default=DEFAULT_PANELS,
-        metavar="PANEL", help=f"the figure's rows, in this order: {', '.join(PANELS)} (default: "
-        f"{' '.join(DEFAULT_PANELS)})")
+        metavar="PANEL", help=f"the figure's rows, in the order given: {', '.join(PANELS)} "
+        f"(default: {' '.join(DEFAULT_PANELS)})")
     add("--columns", type=number_between(int, 1, 100), default=8, metavar="N",
         help=f"of the figure {DEFAULT}")
     add("--colormap", type=parse_colormap, default="jet", help=f"of the maps {DEFAULT}")

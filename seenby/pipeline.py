@@ -73,7 +73,8 @@ def prepare(settings: Settings, network: Network, ranks: Ranks) -> Run:
     if ranks.world_size > 1 and settings.pick != "all" and settings.limit:
         raise InputError("--pick with --limit was given to several processes, of which none knows "
                          "what the others picked; drop one of them, or use one process")
-    targets = tuple(target_class(word, network.classes) for word in settings.target)
+    # A class may be given by its name and by its number: it is explained once.
+    targets = tuple(dict.fromkeys(target_class(w, network.classes) for w in settings.target))
     mark, total = fingerprint(network, settings)
     if not settings.resume and ranks.world_size == 1:
         OutputFolder.forget_parts(settings.out)
@@ -84,7 +85,7 @@ def prepare(settings: Settings, network: Network, ranks: Ranks) -> Run:
         settings.out, settings.out / f".{STEM}.{mark}.parts", settings.style,
         overlays=settings.overlays, raw=settings.raw, panels=settings.gallery,
         save_maps=settings.save_maps, uncropped=settings.uncropped,
-        name_targets=len(settings.target) > 1, name_methods=len(settings.method) > 1,
+        name_targets=len(targets) > 1, name_methods=len(settings.method) > 1,
     )  # fmt: skip
     return Run(settings, network, targets, ranks, output, total)
 

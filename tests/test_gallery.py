@@ -336,7 +336,7 @@ def test_a_probability_that_is_none_is_left_out(tmp_path, cell):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "has 0 tables; give the one to look through"),
+        (None, "has no table of a run; give the folder that a run of seenby wrote into"),
         (b"", "it has no column image"),
         (b"a,b\n1,2\n", "it has no column image"),
         (",".join(COLUMNS[:-1]).encode() + b"\na\n", "it has no column note"),

@@ -248,7 +248,7 @@ def test_a_network_of_ones_own(own, tmp_path):
     ("name", "words"),
     [
         ("Missing", r"own.py:Missing raised KeyError \('Missing'\); give a file and the class"),
-        ("number", "own.py:number made a int; it must return the network"),
+        ("number", "own.py:number made no network but int; return the network"),
         ("leaves", r"own.py:leaves raised SystemExit \(7\)"),
         ("Forgets", r"Forgets of own.py, as it comes can't take pictures .*no such thing"),
         ("fails", r"own.py:fails raised RuntimeError \(in your own code\)"),

@@ -109,9 +109,23 @@ def test_files_alone_behind_a_list_leave_its_default(here, name, words):
 
 @pytest.mark.parametrize(("name", "words"), LISTS[1:])
 def test_other_words_that_do_not_fit_a_list_are_mistakes(here, name, words):
-    for word in ("nope.png", "notes.txt", "sub", "magic"):
+    for word in ("magic", "7th"):
         with pytest.raises(InputError, match=f"argument --{name}: '{word}' was given; give "):
             settings("a.png", *MODEL, f"--{name}", *words, word)
+
+
+@pytest.mark.parametrize(("name", "words"), LISTS[1:])
+def test_what_is_there_behind_such_a_list_is_looked_at(here, name, words):
+    given = settings("a.png", *MODEL, f"--{name}", *words, "sub")  # no class can have this name
+    assert given.images == ("a.png", "sub")
+    for missing in ("nope.png", "nope/"):
+        with pytest.raises(InputError, match=f"^{missing} does not exist; give "):
+            settings("a.png", *MODEL, f"--{name}", *words, missing)
+
+
+def test_a_folder_that_is_missing_behind_classes_is_named(here):
+    with pytest.raises(InputError, match=r"^nope/ does not exist; give "):
+        settings(*MODEL, "--target", "3", "nope/")
 
 
 @pytest.mark.parametrize("name", ["target", "method", "panels"])

@@ -33,7 +33,7 @@ def test_a_record_says_what_was_run_and_assumed(digit_folder, digits, tmp_path):
         },
         "classes": 10,
         "pictures": {"explained": 2, "skipped": 1, "not picked": 1},
-        "correct": {"of": 3, "are": 2},
+        "accuracy": {"labelled": 3, "correct": 2},
         "settings": {
             "images": [str(pictures)], "pick": "correct", "limit": None, "invert": False,
             "model": MODEL, "weights": WEIGHTS, "class_names": None, "size": [28, 28],
@@ -54,7 +54,7 @@ def test_a_pad_that_was_asked_for_is_recorded_as_such(network, digits):
     record = run_record(Settings().results(), network, explanation, 1, Tally(explained=1))
     assert record["pad"] == "1, as asked: cells of zeros around the map, then stretched"
     assert record["pictures"] == {"explained": 1, "skipped": 0, "not picked": 0}
-    assert record["correct"] == {"of": 0, "are": 0}
+    assert record["accuracy"] == {"labelled": 0, "correct": 0}
 
 
 def test_equal_runs_write_equal_bytes_however_they_are_done(digit_folder, tmp_path):

@@ -235,7 +235,7 @@ def test_maps_that_this_run_did_not_write_are_removed(folder, result, tmp_path):
     with np.load(tmp_path / "maps" / "000002.npz") as maps:
         assert sorted(maps) == ["R", "heatmap", "image", "method", "target", "target_index"]
         assert [maps[n][0] for n in ("image", "target", "target_index", "method")] == [
-            "a", "5", "5", "gradcam",
+            "a", "5", 5, "gradcam",
         ]  # fmt: skip
         explanation = result("a").explanations[0]
         np.testing.assert_array_equal(maps["heatmap"], explanation.heatmap)

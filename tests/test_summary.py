@@ -43,7 +43,7 @@ def test_the_account_is_short_and_tells_the_pad_and_why(run):
     assert lines[4] == "accuracy  8 of 8 with a label are right (100.0%)"
     assert lines[5] == " " * 10 + ", ".join(f"{c} 1/1" for c in range(8))
     assert lines[6] == f"written   {out}/seenby.png and .csv, run.json"
-    assert lines[7:] == [" " * 10 + "overlays/, raw/"]
+    assert lines[7:] == [" " * 10 + "beside them overlays/, raw/"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_account_names_what_was_written(digit_folder, tmp_path, options, sai
     written = out[out.index("\nwritten") + 1 :].splitlines()
     written = [line for line in written if not line.startswith("gallery")]
     assert written[0] == f"written   {tmp_path}/out/seenby.png and .csv, run.json"
-    assert written[1:] == [" " * 10 + said] * bool(said)
+    assert written[1:] == [" " * 10 + f"beside them {said}"] * bool(said)
     folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert folders == {word.strip(",/") for word in said.split()}
 

@@ -10,8 +10,8 @@ import torch
 from course import WEIGHTS
 from torch import nn
 
-import SID_a4
 import seenby
+import SID_a4
 
 NEAR = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -48,8 +48,9 @@ def test_the_course_network(pictures, sizes, dtype, target):
         assert script.target.tolist() == tool.target.tolist()
         for name in ("logits", "alpha", "R"):
             assert agrees(getattr(tool, name), getattr(script, name))
-        full += all([agrees(getattr(tool, name), getattr(script, name))
-                     for name in ("L_c", "heatmap", "guided_cam")])  # fmt: skip
+        maps = [agrees(getattr(tool, name), getattr(script, name))
+                for name in ("L_c", "heatmap", "guided_cam")]  # fmt: skip
+        full += all(maps)
     assert full >= 4
 
 

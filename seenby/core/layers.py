@@ -32,7 +32,7 @@ def layer_name(net: nn.Module, layer: str | nn.Module) -> str:
     except AttributeError as error:
         names = closest_names(layer, (name for name, _ in net.named_modules() if name))
         raise InputError(f"the network has no layer {layer}; the nearest names are {names}: "
-                         "--list-layers lists all") from error
+                         "--list-layers and net.named_modules() list all") from error
     return layer
 
 

@@ -62,7 +62,7 @@ def target_class(word: str, classes: tuple[str, ...]) -> str | int:
         return word
     c = class_index(word, classes)
     if c is None:
-        named = "" if classes[0] == "0" else f", or a name: {closest_names(word, classes)}"
-        raise InputError(f"class {word} was given; the network has classes 0 to "
-                         f"{len(classes) - 1}: name one of these{named}")
+        name = "" if classes[0] == "0" else f", or a name such as {closest_names(word, classes)}"
+        last = len(classes) - 1
+        raise InputError(f"class {word} was given; give a number from 0 to {last}{name}")
     return c

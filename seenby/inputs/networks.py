@@ -152,7 +152,8 @@ def file_network(model: str, weights: str | None) -> Network:
         build = runpy.run_path(str(path))[name]
         net = build() if weights is None else build_with_checkpoint(build, weights)
     if not isinstance(net, nn.Module):
-        raise InputError(f"model {model} made a {type(net).__name__}; it must return the network")
+        raise InputError(f"model {model} made no network but {type(net).__name__}; return the "
+                         "network")
     convolution = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
     preprocessing = Preprocessing()
     if convolution is not None and convolution.in_channels == 1:

@@ -32,12 +32,14 @@ def panel_words(explanations: Sequence[Explanation]) -> dict[str, str]:
     """What the panels are called: after the method, and never guided where nothing guides."""
     methods = {METHODS[explanation.method].title for explanation in explanations}
     against = {METHODS[explanation.method].against for explanation in explanations}
+    lies = "lies" if True not in against else "lies, or\nagainst it"
+    lies = lies if False in against else "against it lies"
     first = explanations[0]
     guided = "Guided" if not first.other_activations else "Partly guided"
     guided = guided if first.relu_calls else "Plain"
     return {
         "cam": methods.pop() if len(methods) == 1 else "CAM",
-        "lies": "against it lies" if against == {True} else "lies",
+        "lies": lies,
         "guided": f"{guided}\n{'Backprop' if guided != 'Plain' else 'gradient'}",
         "guided_cam": f"{guided}\n{'Grad-CAM' if guided != 'Plain' else 'grad. x CAM'}",
     }

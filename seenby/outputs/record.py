@@ -34,6 +34,6 @@ def run_record(settings: dict[str, Any], network: Network, explanation: Explanat
         "classes": len(network.classes),
         "pictures": {"explained": tally.explained, "skipped": len(tally.skipped),
                      "not picked": tally.not_picked},
-        "correct": {"of": tally.seen.total(), "are": tally.correct.total()},
+        "accuracy": {"labelled": tally.seen.total(), "correct": tally.correct.total()},
         "settings": settings | {"style": asdict(settings["style"])},
     }  # fmt: skip

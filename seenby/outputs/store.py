@@ -114,7 +114,8 @@ class OutputFolder:
             file.unlink(missing_ok=True)  # an earlier run's
             return
         arrays: dict[str, Any] = {name: [row[name] for _, row in pairs]
-                                  for name in ("image", "target", "target_index", "method")}
+                                  for name in ("image", "target", "method")}
+        arrays["target_index"] = [int(row["target_index"]) for _, row in pairs]
         for name in ("heatmap", "R"):
             maps = [getattr(explanation, name) for explanation, _ in pairs]
             if maps[0] is not None:
@@ -160,7 +161,7 @@ class OutputFolder:
         """What a run writes: the files, and on a line of their own the folders beside them."""
         folders = ["overlays"] * self.overlays + ["raw"] * self.raw + self.panel_folders()
         folders += ["maps"] * bool(self.save_maps)
-        beside = f"\n{', '.join(f'{folder}/' for folder in folders)}" if folders else ""
+        beside = f"\nbeside them {', '.join(f'{folder}/' for folder in folders)}" if folders else ""
         return f"{one_line(self.folder / STEM)}.png and .csv, run.json{beside}"
 
     def save_figure(self, figure: Figure) -> None:

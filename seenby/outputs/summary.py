@@ -108,7 +108,8 @@ def pad_sentence(explanation: Explanation, asked: Pad) -> str:
         return f"none: the stride up to {explanation.layer} is not known, the map is stretched"
     number = each_axis(explanation.pad)
     if asked != "auto" or explanation.stride is None:
-        return f"{number}, as asked: cells of zeros around the map, then stretched"
+        zeros = "cells of zeros around the map, then " if any(explanation.pad) else ""
+        return f"{number}, as asked: {zeros}stretched"
     size, cells = explanation.heatmap.shape[1:], explanation.L_c.shape[1:]
     axes = zip(size, explanation.stride, cells, strict=True)
     why = (f"{S} pixels at stride {s} make {S / s:g} cells, the map has {n}" for S, s, n in axes)

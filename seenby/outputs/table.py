@@ -20,7 +20,8 @@ FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # so begins a cell that wou
 def explained_row(picture: Picture, explanation: Explanation, classes: Sequence[str]) -> Row:
     """What the table and the figure say of one picture, one target and one method."""
     probabilities = explanation.logits[0].softmax(0)
-    predicted, target = int(probabilities.argmax()), int(explanation.target)
+    # Of the logits, as probabilities may be equal where these are not.
+    predicted, target = int(explanation.logits[0].argmax()), int(explanation.target)
     return blank_row(picture, EXPLAINED) | {
         "predicted": classes[predicted],
         "predicted_probability": f"{probabilities[predicted]:.6f}",

@@ -45,7 +45,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
-SCRIPT, STEM = Path(__file__).name, Path(__file__).stem  # D111111_a4 once a student renamed it
+SCRIPT, STEM = Path(__file__).name, Path(__file__).stem  # they name the output files
 
 
 class InputError(ValueError):
@@ -55,10 +55,7 @@ class InputError(ValueError):
 # ------------------------------------------------------------------------------------- Network
 
 class CourseCNN(nn.Module):
-    """(B, 1, 28, 28) pixels -> (B, 10) logits; conv2 is the layer that Grad-CAM explains.
-
-    Its ReLUs are modules, for guided backpropagation to hook: it would silently miss an F.relu.
-    """
+    """(B, 1, 28, 28) pixels -> (B, 10) logits; conv2 is the layer that Grad-CAM explains."""
 
     MEAN, STD = 0.1307, 0.3081  # of the MNIST training pixels, from 0 to 1
 
@@ -68,6 +65,7 @@ class CourseCNN(nn.Module):
         self.conv2 = nn.Conv2d(conv1, conv2, kernel_size=5)
         self.fc1 = nn.Linear(conv2 * 4 * 4, fc1)
         self.fc2 = nn.Linear(fc1, fc2)
+        # Modules, for guided backpropagation to hook: it would miss an F.relu without a word.
         self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +84,9 @@ def normalised(images: Sequence[Image.Image]) -> Tensor:
 
 # --------------------------------------------------------------------------------- Explanation
 
-# Unpadded convolutions lose the border: 28 pixels at stride 2 would make 14 cells, conv2 has 8.
-PAD = 3  # (28 / 2 - 8) / 2 cells of zeros on each side put every cell where it looked
+# Without padding the border is lost: 28 pixels, 2 from cell to cell, make 14 cells; conv2 has 8.
+# Its cell i sees the pixels 2i to 2i + 13, centred at 2i + 7. Of 14 cells, cell j is centred at
+PAD = 3  # 2j + 1, so j = i + 3: with (14 - 8) / 2 zeros on each side it lies where it looked.
 
 
 @dataclass(frozen=True)
@@ -119,13 +118,14 @@ def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
         seen["dyc_dA"] = grad_output[0]
 
     layer = layer or net.get_submodule("conv2")
-    # Hooks need both passes within the "with". The guides still sleep: they would bend dy_c/dA.
+    # A hook must be there before the forward pass, so the guides get a pass of their own below.
+    # Here they would clip dy_c/dA at 0: no alpha would be negative, no map against the class.
     with layer.register_forward_hook(keep_A), layer.register_full_backward_hook(keep_dyc_dA):
         logits, c, _ = forth_and_back(net, x, target)
     A, dyc_dA = seen["A"], seen["dyc_dA"]  # (B, K, u, v)
     alpha = dyc_dA.mean((2, 3))  # eq. 1: alpha_k = mean over the cells of dy_c/dA_k, (B, K)
-    # Eq. 2: L_c = ReLU(sum over k of alpha_k A_k). Maps that speak against the class must be able
-    # to outweigh the others, so the ReLU comes after the sum: it keeps what still speaks for it.
+    # Eq. 2: L_c = ReLU(sum over k of alpha_k A_k). For and against are summed first, cell by cell;
+    # then the ReLU drops the cells where against wins. (A has both signs: its ReLU comes later.)
     L_c = F.relu((alpha[:, :, None, None] * A).sum(1))  # (B, u, v)
     with guided(net):
         _, _, R = forth_and_back(net, x, c)  # (B, 1, H, W)
@@ -139,8 +139,7 @@ def forth_and_back(net: nn.Module, x: Tensor, target: Any) -> tuple[Tensor, Tens
     with torch.inference_mode(False), torch.enable_grad():  # the caller may have switched it off
         x = x.detach().clone().requires_grad_()  # there is a way back, even if weights are frozen
         y = net(x)
-        c = y.argmax(1) if target is None else torch.as_tensor(target, dtype=torch.long)
-        c = c.expand(len(x))
+        c = y.argmax(1) if target is None else torch.as_tensor(target).long().expand(len(x))
         # One gradient for the whole batch: no picture's y_c depends on another picture.
         y_c = y.gather(1, c[:, None]).sum()
         (dyc_dx,) = torch.autograd.grad(y_c, x)  # y_c.backward() would fill the weights' .grad
@@ -231,7 +230,8 @@ def files_in(source: Path) -> list[Path]:
     """A file itself; of a folder what may hold digits, the example digits only if alone."""
     if not source.is_dir():
         return [source]
-    files = [f for f in sorted(source.rglob("[!.]*")) if f.suffix.lower() in KINDS and f.is_file()]
+    files = [f for f in sorted(source.rglob("*")) if f.suffix.lower() in KINDS and f.is_file()]
+    files = [f for f in files if "/." not in f.as_posix()[len(source.as_posix()) :]]  # hidden ones
     return [file for file in files if file.name != EXAMPLES] or files
 
 
@@ -249,7 +249,7 @@ def read_json(path: Path) -> list[Picture]:
     if not arrays:  # said once, and not of each of its numbers
         raise InputError("no picture of 28 x 28 numbers in it")
     # Most pictures decide for the whole file whether 1 or 255 is white, a float's rounding aside.
-    white = 1 if np.median([values.max() for values in arrays.values()]) <= 1.000001 else 255
+    white = 1 if np.nanmedian([values.max() for values in arrays.values()]) <= 1.000001 else 255
     pictures = []
     for name, item in items.items():
         values, image = arrays.get(name, np.array(np.nan)), None  # NaN is in no range
@@ -273,8 +273,8 @@ def read_image(path: Path, invert: bool) -> list[Picture]:
         if not 0 <= values.min() <= values.max() < np.inf:  # NaN neither
             raise InputError(f"it holds numbers from {values.min()} to {values.max()}")
         image = Image.fromarray((255 / max(1, values.max()) * values).astype(np.uint8))
-    grey, alpha = image.convert("LA").split()
-    image = Image.composite(grey, Image.new("L", grey.size, 255), alpha)
+    grey, opacity = image.convert("LA").split()
+    image = Image.composite(grey, Image.new("L", grey.size, 255), opacity)
     folder = path.absolute().parent.name
     label = folder if folder in [*"0123456789"] else ""  # a folder named 7 holds sevens
     if image.size == (28, 28):
@@ -296,9 +296,9 @@ def framed(photo: Image.Image, invert: bool) -> Image.Image:
         raise InputError("no ink in it")
     ink = Image.fromarray((contrast > contrast.max() / 2).astype(np.uint8) * 255)
     ink = ImageOps.expand(ink.crop(ink.getbbox()), 10)
-    # Thin strokes would fade: they shall be 2 wide where the digit is 20. An edge has two sides.
-    edge = ImageChops.subtract(ink, ink.filter(ImageFilter.MinFilter(3)))
-    lack = (max(ink.size) - 20) * 2 / 20 - 2 * np.asarray(ink).mean() / np.asarray(edge).mean()
+    # Thin strokes fade: make them a tenth of the digit. A stroke's width is 2 * area / outline.
+    outline = ImageChops.subtract(ink, ink.filter(ImageFilter.MinFilter(3)))
+    lack = (max(ink.size) - 20) / 10 - 2 * np.asarray(ink).mean() / np.asarray(outline).mean()
     ink = ink.filter(ImageFilter.MaxFilter(1 + 2 * max(0, round(lack / 2 + 0.5))))
     digit = ImageOps.contain(ink.crop(ink.getbbox()), (20, 20))
     weight = np.asarray(digit) / np.asarray(digit, float).sum()

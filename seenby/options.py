@@ -152,7 +152,8 @@ def output_options(add: Add) -> None:
     add("--columns", type=number_between(int, 1, 100), default=8, metavar="N",
         help=f"of the figure {DEFAULT}")
     add("--colormap", type=parse_colormap, default=Style.colormap, help=f"of the maps {DEFAULT}")
-    add("--opacity", type=number_between(float, 0, 1), default=Style.opacity, help=f"of overlays {DEFAULT}")
+    add("--opacity", type=number_between(float, 0, 1), default=Style.opacity,
+        help=f"of overlays {DEFAULT}")
     add("--blur", type=number_between(float, 0, 1000), default=0, metavar="SIGMA",
         help="Gaussian blur of the heat maps, in pixels (default: none)")
     add("--uncropped", action="store_true", help="overlays on the whole pictures")

@@ -393,3 +393,22 @@ def test_digits_of_28_pixels_are_never_framed(read):
     assert picture.note == ""
     (picture,) = read(grey(np.full((28, 28), 30)), "digit.png")
     np.testing.assert_array_equal(picture.image, np.full((28, 28), 30))
+
+
+def test_a_picture_that_is_wrong_does_not_darken_those_from_0_to_1(read):
+    unit = RAMP / 255
+    wrong = unit.copy()
+    wrong[3, 4] = np.nan
+    good, bad, also = read([unit.tolist(), wrong.tolist(), unit.tolist()])
+    assert bad.image is None
+    np.testing.assert_array_equal(good.image, RAMP)
+    np.testing.assert_array_equal(also.image, RAMP)
+
+
+def test_hidden_files_and_folders_are_not_read(tmp_path):
+    for folder in ("seen", ".ipynb_checkpoints"):
+        (tmp_path / folder).mkdir()
+        grey(RAMP).save(tmp_path / folder / "a.png")
+        grey(RAMP).save(tmp_path / folder / ".b.png")
+    assert [picture.name for picture in read_pictures([tmp_path])] == ["a"]
+    assert [p.name for p in read_pictures([tmp_path / ".ipynb_checkpoints"])] == ["a"]

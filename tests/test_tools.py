@@ -1,4 +1,4 @@
-"""How the shipped digits and weights were made."""
+"""The tools: how digits and weights were made, mutants, and the search for files that break it."""
 
 import importlib
 import json

@@ -71,8 +71,7 @@ def find_table(given: Path) -> Path:
         return table
     tables = sorted(given.glob("*.csv"))
     if len(tables) != 1:
-        names = ", ".join(table.name for table in tables)
-        several = f"{len(tables)} tables ({names}); give one of them"
+        several = f"{len(tables)} tables ({', '.join(t.name for t in tables)}); give one of them"
         raise InputError(f"{given} has {several if tables else f'no table of a run; {FIX}'}")
     return tables[0]
 

@@ -42,6 +42,14 @@ TOOL = (*TORCHRUN, "-m", "seenby")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_wait_for_the_disks():
+    """As against a power cut: others may be writing much to them. Runs that are started do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sync", lambda: None, raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, digits):
     """180 different pictures in an order of their own, each in a folder that is its label.

@@ -30,6 +30,14 @@ TOOL = ("-m", "seenby")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits and signals")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_wait_for_the_disks():
+    """As against a power cut: others may be writing much to them. Runs that are started do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sync", lambda: None, raising=False)
+        yield
+
+
 def table(out):
     with (out / "seenby.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -142,7 +142,8 @@ def timm_network(name: str, weights: str) -> Network:
 def file_network(model: str, weights: str | None) -> Network:
     """NAME of FILE.py: a class, or a function, that is called and gives a network."""
     path, name = Path(model.rpartition(":")[0]), model.rpartition(":")[2]
-    sys.path.insert(0, str(path.absolute().parent))  # for what it imports itself
+    if (folder := str(path.absolute().parent)) not in sys.path:
+        sys.path.insert(0, folder)  # for what it imports itself
 
     def describe(error: BaseException) -> str:
         return f"model {model} raised {type(error).__name__} ({message_of(error)})"

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from seenby import explain_many  # noqa: E402
-from seenby.core.layers import find_layer  # noqa: E402
+from seenby.core.search import find_layer  # noqa: E402
 from seenby.machine import import_torchvision  # noqa: E402
 from SID_a4 import CourseCNN  # noqa: E402
 
@@ -145,7 +145,7 @@ def cell(name: str, B: int, n_classes: int, rounds: int) -> dict[str, Any]:
     net.eval()
     x = torch.rand(B, 1, 28, 28) if name == "course" else torch.rand(B, 3, 224, 224)
     classes = [[(i + k) % 10 for i in range(B)] for k in range(n_classes)]
-    layer = find_layer(net, x[:1])
+    layer = find_layer(net, x[:1]).name
     run = {who: make(copy.deepcopy(net), layer) for who, make in CONTESTANTS.items()}
     maps = {who: go(x, classes) for who, go in run.items()}  # which warms them up, too
     memory = {who: peak_MiB(partial(go, x, classes)) for who, go in run.items()}

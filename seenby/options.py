@@ -136,8 +136,8 @@ def explanation_options(add: Add) -> None:
         "(default: predicted)")
     add("--method", action=ListOption, convert=one_of(METHODS), default=("gradcam",),
         metavar="METHOD", help=f"{', '.join(METHODS)} (default: gradcam)")
-    add("--layer", metavar="NAME", help="whose maps are explained (default: the last convolution, "
-        "or the largest block around it that ends at its resolution)")
+    add("--layer", metavar="NAME", help="whose maps, or tokens, are explained (default: the last "
+        "layer that all the evidence passes, where the network still sees places)")
     add("--pad", type=number_between(int, 0, 999, "auto"), default="auto", metavar="N",
         help="cells of zeros around the map before it is stretched over the picture; 'auto': as "
         f"many as the network's borders cost {DEFAULT}")

@@ -210,7 +210,7 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
         print(summary(
             run.network.title, explanations[0], settings.pad, tally, seconds=seconds,
             columns=settings.columns, per_picture=len(run.targets) * len(settings.method),
-            written=output.written(),
+            written=output.written(), layer_note=run.network.layer_note,
         ))  # fmt: skip
 
 

@@ -141,3 +141,28 @@ def kept_for_backward():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield kept
+
+
+class Block(nn.Module):
+    def __init__(self, K, out, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(K, out, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
+class Listed(nn.Module):
+    """Blocks in a ModuleList, which is never called itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Module()
+        self.blocks = nn.ModuleList([Block(1, 2, 2), Block(2, 2)])
+        self.fc = nn.Linear(2, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.fc(x.mean((2, 3)))

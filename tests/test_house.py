@@ -92,7 +92,7 @@ import os.path, seenby.errors
 from typing import TYPE_CHECKING
 from seenby import core, explain
 from seenby.core import speedups
-from seenby.core.layers import find_layer
+from seenby.core.search import find_layer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 else:
@@ -107,7 +107,7 @@ class Class:
 """
     assert imported(nodes_that_run(ast.parse(source))) == {
         "__future__", "os.path", "seenby.errors", "typing", "seenby.core", "seenby.explain",
-        "seenby.core.speedups", "seenby.core.layers", "json", "torch.nn", "timm",
+        "seenby.core.speedups", "seenby.core.search", "json", "torch.nn", "timm",
     }  # fmt: skip
     with pytest.raises(AssertionError, match="line 1: give the module's full name"):
         imported(ast.walk(ast.parse("from . import errors")))

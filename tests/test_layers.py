@@ -1,4 +1,4 @@
-"""Which layer is explained, by what name, and what each layer gives."""
+"""The network's layers: by what name they are found, and what each of them gives."""
 
 import copy
 from dataclasses import replace
@@ -6,102 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import DigitCNN, assert_same, untrained
+from oracles import DigitCNN, Listed, assert_same
 from torch import nn
 
 from seenby import InputError, explain
-from seenby.core.layers import LayerRow, find_layer, layer_name, list_layers
-
-
-class Block(nn.Module):
-    def __init__(self, K, out, stride=1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(K, out, 3, stride, padding=1)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-
-    def forward(self, x):
-        return F.relu(self.conv2(F.relu(self.conv1(x))))
-
-
-class Squeeze(nn.Module):
-    def __init__(self, K):
-        super().__init__()
-        self.fc = nn.Conv2d(K, K, 1)
-
-    def forward(self, x):
-        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
-
-
-class Listed(nn.Module):
-    """Blocks in a ModuleList, which is never called itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Module()
-        self.blocks = nn.ModuleList([Block(1, 2, 2), Block(2, 2)])
-        self.fc = nn.Linear(2, 3)
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return self.fc(x.mean((2, 3)))
-
-
-def head():
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
-
-
-@pytest.mark.parametrize(
-    ("layer", "net"),
-    [
-        ("conv2", DigitCNN()),
-        ("1", nn.Sequential(Block(1, 2, 2), nn.Sequential(Block(2, 4, 2), Block(4, 4)), *head())),
-        ("0.2", nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 3),
-                                            nn.ReLU(), nn.MaxPool2d(2)), *head())),
-        ("0", nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), *head())),
-        ("0.0", nn.Sequential(nn.Sequential(Block(1, 4), nn.MaxPool2d(2), Squeeze(4)), *head())),
-        ("0", nn.Sequential(nn.Sequential(Block(1, 4), Squeeze(4)), *head())),
-        ("blocks.1", Listed()),
-    ],
-)  # fmt: skip
-def test_the_default_layer_is_the_last_block_at_its_resolution(layer, net):
-    assert find_layer(net, torch.rand(1, 1, 28, 28)) == layer
-
-
-KNOWN = [
-    ("alexnet", 224, "features.10", 16, 0.5),
-    ("vgg16", 224, "features.28", 16, 0),
-    ("resnet18", 224, "layer4", 32, 0),
-    ("resnet50", 224, "layer4", 32, 0),
-    ("mobilenet_v2", 224, "features", 32, 0),
-    ("googlenet", 224, "inception5b", 32, 0),
-    ("densenet121", 224, "features", 32, 0),
-    ("squeezenet1_0", 224, "classifier.1", 16, 0.5),
-    ("inception_v3", 299, "Mixed_7c", 32, 0.671875),
-    ("shufflenet_v2_x1_0", 224, "conv5", 32, 0),
-    ("convnext_tiny", 224, "features", None, None),
-]
-
-
-@pytest.mark.parametrize(("name", "S", "layer", "stride", "pad"), KNOWN)
-def test_layer_stride_and_pad_of_torchvisions_networks(name, S, layer, stride, pad):
-    explanation = explain(untrained(name), torch.rand(1, 3, S, S), guided=False)
-    assert explanation.layer == layer
-    assert explanation.stride == (stride and (stride, stride))
-    assert explanation.pad == (None if pad is None else (pad, pad))
-
-
-def test_layer_stride_and_pad_of_timms_xception():
-    timm = pytest.importorskip("timm")
-    net, x = timm.create_model("legacy_xception"), torch.rand(1, 3, 299, 299)
-    explanation = explain(net, x, guided=False)
-    assert (explanation.layer, explanation.stride) == ("conv4", (32, 32))
-    assert explanation.pad == (-0.328125, -0.328125)
-
-
-def test_without_a_convolution_there_is_no_layer():
-    with pytest.raises(InputError, match="no two-dimensional convolution; Grad-CAM needs one"):
-        find_layer(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.rand(1, 1, 4, 4))
+from seenby.core.layers import LayerRow, layer_name, list_layers
 
 
 class Viewing(nn.Module):

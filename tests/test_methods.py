@@ -55,6 +55,45 @@ def test_every_method_is_its_papers(method):
     assert explanation.L_c.any()
 
 
+class Tokens(nn.Module):
+    """Of 8 x 12 pixels a class token and 2 x 3 patches, which a head that is not linear reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mix = nn.Conv2d(3, 5, 4, 4), nn.Linear(5, 5)
+        self.relu, self.head = nn.ReLU(), nn.Linear(7 * 5, 4)
+
+    def tokens(self, x):
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        return torch.cat([patches.new_ones(len(x), 1, 5), patches], 1)
+
+    def rest(self, A):
+        return self.head(A.flatten(1).tanh())
+
+    def forward(self, x):
+        return self.rest(self.relu(self.mix(self.tokens(x))))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam", "counterfactual"])
+def test_every_method_weighs_tokens_as_maps(method):
+    net, c = Tokens().double(), [2, 0]
+    x = torch.rand(2, 3, 8, 12, dtype=torch.float64)
+    A = F.relu(net.mix(net.tokens(x))).detach().requires_grad_()
+    (g,) = torch.autograd.grad(net.rest(A)[range(2), c].sum(), A)
+    explanation = explain(net, x, c, layer="relu", method=method)
+    for i in range(2):
+        # As (K, u, v), one token after the other, without the class token.
+        maps, gradients = (torch.stack([torch.stack([t[i, 1 + 3 * row + column].detach()
+                                                     for column in range(3)], 1)
+                                        for row in range(2)], 1) for t in (A, g))
+        alpha = weights_by_definition(method, maps, gradients)
+        torch.testing.assert_close(explanation.alpha[i], alpha, rtol=1e-9, atol=1e-15)
+        L_c = sum(a * A_k for a, A_k in zip(alpha, maps, strict=True)).clamp(min=0)
+        assert L_c.shape == (2, 3)
+        torch.testing.assert_close(explanation.L_c[i], L_c, rtol=1e-9, atol=1e-15)
+    assert explanation.L_c.any()
+
+
 def test_methods_stay_finite_where_maps_or_gradients_are_zero():
     net = DigitCNN()
     with torch.no_grad():

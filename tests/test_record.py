@@ -24,7 +24,7 @@ def test_a_record_says_what_was_run_and_assumed(digit_folder, digits, tmp_path):
         "seenby": seenby.__version__,
         "torch": torch.__version__,
         "network": "CourseCNN of SID_a4.py, mnist_model.pth",
-        "layer": "conv2",
+        "layer": "conv2", "layer note": "", "grid": "8 x 8",
         "maps": [10, 8, 8],
         "pad": "3: 28 pixels at stride 2 make 14 cells, the map has 8",
         "preprocessing": {

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from seenby.errors import as_input_error
 
@@ -34,7 +35,8 @@ def guided_backprop(relu_nodes: Sequence[Any], A: Tensor, logits: Tensor, x: Ten
     y, seeds, last = logits, list(dyc_dy), len(dyc_dy) - 1
     fix = f"explain without guided maps, {GRAPH_HINT}"
     with as_input_error("the pixels do not lead to the logits", fix):
-        if last and every_path_passes(A, logits, x):  # they share the walk through the head
+        # If so, they share the walk through the head.
+        if last and every_path_passes(get_gradient_edge(A), logits, x):
             y, seeds = A, head_gradients(logits, A, dyc_dy)
         return [gradient(y, seed, x, retain_graph=t < last) for t, seed in enumerate(seeds)]
 
@@ -59,12 +61,12 @@ def gradient(y: Tensor, seed: Tensor, x: Tensor, *, retain_graph: bool) -> Tenso
     return torch.autograd.grad((y * seed).sum(), x, retain_graph=retain_graph)[0]
 
 
-def every_path_passes(A: Tensor, y: Tensor, x: Tensor) -> bool:
-    """Whether every path back from y to the pixels x leads through A."""
-    visited: set[Any] = {(A.grad_fn, A.output_nr)}
+def every_path_passes(edge: Any, y: Tensor, x: Tensor) -> bool:
+    """Whether every path back from y to the pixels x leads through a tensor's gradient edge."""
+    visited: set[Any] = {(edge.node, edge.output_nr)}
     to_visit: list[Any] = [(y.grad_fn, y.output_nr)]
     while to_visit:
-        if (edge := to_visit.pop()) not in visited:
-            visited.add(edge)
-            to_visit += edge[0].next_functions if edge[0] else ()
+        if (step := to_visit.pop()) not in visited:
+            visited.add(step)
+            to_visit += step[0].next_functions if step[0] else ()
     return all(getattr(node, "variable", None) is not x for node, _ in visited)

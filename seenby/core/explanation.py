@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from seenby.core import speedups
 from seenby.core.backward import GRAPH_HINT, guided_backprop, head_gradients
-from seenby.core.layers import find_layer, layer_name
+from seenby.core.grids import Grid, find_grid
+from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS
 from seenby.core.placement import Pad, Stride, place
-from seenby.core.recorder import ForwardRecorder, logits_of, stride_of
+from seenby.core.recorder import ForwardRecorder, logits_of, shape_of, stride_of
+from seenby.core.search import FoundLayer, find_layer, layers_with_grids
 from seenby.core.state import eval_mode
 from seenby.errors import InputError, as_input_error
 
@@ -32,7 +34,9 @@ class Explanation:
     target: Tensor  # (B,) the class c that is explained
     layer: str
     method: str
+    grid: Grid  # how the layer's output is read as u x v cells
     stride: Stride | None  # of the layer; None where it is not known
+    stride_inferred: bool  # from the number of cells, as it could not be followed
     pad: tuple[float, float] | None  # cells added at each border; None: stretched, for want of it
     alpha: Tensor  # (B, K) eq. 1, the weights of the layer's maps
     L_c: Tensor  # (B, u, v) eq. 2, Grad-CAM as the layer has it
@@ -42,6 +46,7 @@ class Explanation:
     negative_activations: Tensor | None  # (B,) has A any? None where the method doesn't care
     relu_calls: int  # during the forward pass; guided backpropagation is defined for them
     other_activations: tuple[str, ...]  # which guided backpropagation passes the plain gradient
+    layer_note: str = ""  # what must be said of the layer's choice
 
     def __iter__(self) -> Iterator[Explanation]:
         return (self.apply(itemgetter(slice(i, i + 1))) for i in range(len(self.target)))
@@ -70,14 +75,14 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
     for method in methods:
         require_method(method)
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(net):
-        layer = find_layer(net, x[:1]) if layer is None else layer_name(net, layer)
-        forward = record_forward(net, x, layer, guided)
+        found = find_layer(net, x[:1]) if layer is None else FoundLayer(layer_name(net, layer))
+        forward = record_forward(net, x, found, guided)
         logits, A = forward.logits, forward.A
         c = torch.stack([target_classes(target, logits) for target in targets])  # (T, B)
         # One gradient for the whole batch: no picture's logit depends on another picture.
         dyc_dy = logits.new_zeros(len(c), *logits.shape).scatter_(2, c[..., None], 1)  # (T, B, C)
         fix = f"name another one, {GRAPH_HINT}"
-        with as_input_error(f"layer {layer} does not lead to the logits", fix):
+        with as_input_error(f"layer {found.name} does not lead to the logits", fix):
             dyc_dAs = head_gradients(logits, A, dyc_dy)
         Rs: Sequence[Tensor | None] = [None] * len(c)
         if guided:  # last, as from now on the ReLUs are guided
@@ -91,40 +96,51 @@ class Forward:
     """A forward pass that was recorded."""
 
     recorder: ForwardRecorder
-    layer: str
+    layer: FoundLayer
     x: Tensor  # (B, C, H, W)
     logits: Tensor  # (B, C) before any final softmax
-    A: Tensor  # (B, K, u, v) the layer's maps
+    A: Tensor  # what the layer gave, in its own layout
+    grid: Grid  # which makes maps (B, K, u, v) of it
 
 
-def record_forward(net: nn.Module, x: Tensor, layer: str, guided: bool) -> Forward:
+def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool) -> Forward:
     """Run the network on a copy of x."""
     x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
     x_copy = x.clone()  # because a network may overwrite its input
     recorder = ForwardRecorder(x_copy, speedups.replacements())
-    hook = net.get_submodule(layer).register_forward_hook(recorder.keep_activations)
+    hook = net.get_submodule(layer.name).register_forward_hook(recorder.keep_activations)
     with torch.set_grad_enabled(guided), hook, recorder:  # alone, the CAM needs the head's graph
         output = net(x_copy)
-    logits = require_shape(logits_of(output), x, 2, "the network",
-                           "give one that returns logits (B, classes)")
-    A = require_shape(recorder.A, x, 4, f"layer {layer}",
-                      "name a convolution, or a block that gives maps")
-    return Forward(recorder, layer, x, logits, A)
+    logits = logits_of(output, len(x))
+    grid = find_grid(recorder.A, len(x), x.shape[2:])
+    if grid is None:
+        gives = f"gives {shape_of(recorder.A)}, which are no cells of the picture"
+        what = "is not called" if recorder.A is None else gives
+        near = layers_with_grids(net, x[:1], layer.name)
+        such = f", such as {', '.join(near)}" if near else ""
+        raise InputError(f"layer {layer.name} {what}; name one that gives maps or tokens{such}")
+    return Forward(recorder, layer, x, logits, recorder.A, grid)
 
 
 def explanation_of(forward: Forward, target: Tensor, method: str, pad: Pad, dyc_dA: Tensor,
                    R: Tensor | None) -> Explanation:
-    """By a method, of one target (B,) with its dy_c / dA (B, K, u, v) and R (B, C, H, W)."""
-    A, stride, recorder = forward.A.detach(), stride_of(forward.A), forward.recorder
+    """By a method, of one target (B,) with its dy_c / dA and R (B, C, H, W)."""
+    grid, recorder, size = forward.grid, forward.recorder, forward.x.shape[2:]
+    A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(dyc_dA)  # (B, K, u, v)
     alpha = METHODS[method].alpha(A, dyc_dA)  # (B, K)
     L_c = grad_cam(A, alpha)  # (B, u, v)
-    pads, heatmap = place(L_c, forward.x.shape[2:], stride, pad)  # (B, H, W)
+    stride = stride_of(forward.A)
+    pads, heatmap = place(L_c, size, stride, pad)  # (B, H, W)
+    inferred = stride is None and grid.layout != "NCHW"
+    if inferred:  # such cells cover the picture
+        stride, pads = (size[0] / grid.u, size[1] / grid.v), pads or (0, 0)
     return Explanation(
-        logits=forward.logits.detach(), target=target, layer=forward.layer, method=method,
-        stride=stride, pad=pads, alpha=alpha, L_c=L_c, heatmap=heatmap, R=R,
-        guided_cam=None if R is None else R * heatmap[:, None],
+        logits=forward.logits.detach(), target=target, layer=forward.layer.name, method=method,
+        grid=grid, stride=stride, stride_inferred=inferred, pad=pads, alpha=alpha, L_c=L_c,
+        heatmap=heatmap, R=R, guided_cam=None if R is None else R * heatmap[:, None],
         negative_activations=A.amin((1, 2, 3)) < 0 if METHODS[method].assumes_relu else None,
         relu_calls=recorder.relu_calls, other_activations=tuple(recorder.other_activations),
+        layer_note=forward.layer.note,
     )  # fmt: skip
 
 
@@ -136,14 +152,6 @@ def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
 def require_method(name: str) -> None:
     if name not in METHODS:
         raise InputError(f"method {name!r} was given; give one of {', '.join(METHODS)}")
-
-
-def require_shape(value: Any, x: Tensor, ndim: int, who: str, fix: str) -> Tensor:
-    """The value, if it is a tensor of so many dimensions with an entry for each picture of x."""
-    if isinstance(value, Tensor) and value.ndim == ndim and len(value) == len(x):
-        return value
-    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise InputError(f"{who} gives {shape}; {fix}")
 
 
 def target_classes(target: Target, logits: Tensor) -> Tensor:

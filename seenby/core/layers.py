@@ -1,4 +1,4 @@
-"""The network's layers: which one is explained, by what name, and what each of them gives."""
+"""The network's layers: their names, and what each of them gives in a forward pass."""
 
 from __future__ import annotations
 
@@ -36,32 +36,6 @@ def layer_name(net: nn.Module, layer: str | nn.Module) -> str:
     return layer
 
 
-def find_layer(net: nn.Module, x: Tensor) -> str:
-    """The last convolution, or the largest block around it that still ends at its resolution.
-
-    x: (1, C, H, W), a picture to look at while searching.
-    """
-    sizes: dict[str, tuple[int, ...]] = {}  # in the order in which the modules end
-
-    def note(name: str, _module: nn.Module, output: Any) -> None:
-        sizes.pop(name, None)
-        if isinstance(output, Tensor) and output.ndim == 4:
-            sizes[name] = tuple(output.shape[2:])
-
-    forward_with_hooks(net, x, note)
-    convolutions = [name for name in sizes if isinstance(net.get_submodule(name), nn.Conv2d)]
-    if not convolutions:
-        raise InputError("the network has no two-dimensional convolution; Grad-CAM needs one")
-    # A map of one cell shows no place: squeeze-and-excitation blocks end in such convolutions.
-    layer = ([name for name in convolutions if sizes[name] != (1, 1)] or convolutions)[-1]
-    size, block = sizes[layer], layer
-    while block := block.rpartition(".")[0]:
-        if sizes.get(block, size) != size:  # a list of modules has no size of its own: look past it
-            break
-        layer = block if block in sizes else layer
-    return layer
-
-
 @dataclass(frozen=True)
 class LayerRow:
     """What the table of layers says of one layer."""
@@ -86,24 +60,28 @@ def list_layers(net: nn.Module, x: Tensor) -> list[LayerRow]:
         stride = stride_of(output) if output.ndim == 4 else None
         rows.append(LayerRow(name, type(module).__name__, tuple(output.shape), count, stride))
 
-    forward_with_hooks(net, x, note)
+    keep_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
+    with keep_nothing:  # for a backward pass, which does not follow
+        forward_with_hooks(net, x, note)
     return rows
 
 
 def forward_with_hooks(net: nn.Module, x: Tensor,
-                       note: Callable[[str, nn.Module, Any], None]) -> None:
+                       note: Callable[[str, nn.Module, Any], None]) -> tuple[Any, Tensor]:
     """A forward pass that calls note(name, module, output) as each module ends.
 
-    With a graph, as a network may hook its own maps; but nothing is kept for a backward pass.
+    Returns the network's output, and the pixels that its graph begins with.
     """
 
     def hook(name: str, module: nn.Module, _args: Any, output: Any) -> None:
-        note(name, module, output)
+        with torch._C.DisableTorchFunction():  # else the recorder sees all that note asks of it
+            note(name, module, output)
 
-    x = x.detach().clone().requires_grad_().clone()
-    keep_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
-    recorder = ForwardRecorder(x, speedups.replacements())
-    with ExitStack() as hooks, eval_mode(net), torch.enable_grad(), keep_nothing, recorder:
+    x = x.detach().clone().requires_grad_()
+    x_copy = x.clone()  # because a network may overwrite its input
+    recorder = ForwardRecorder(x_copy, speedups.replacements())
+    # With a graph also where none is needed, as a network may hook its own maps.
+    with ExitStack() as hooks, eval_mode(net), torch.enable_grad(), recorder:
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(hook, name)))
-        net(x)
+        return net(x_copy), x

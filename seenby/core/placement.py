@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seenby.errors import InputError
 
-Stride = tuple[int, int]  # pixels from cell to cell, down and across
+Stride = tuple[float, float]  # pixels from cell to cell, down and across
 Pad = int | Literal["auto"]  # cells of zeros around the map; auto: as many as the borders cost
 
 

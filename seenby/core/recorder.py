@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seenby.core.placement import Stride
+from seenby.errors import InputError
 
 STRIDE, LOGITS = "_seenby_stride", "_seenby_logits"  # what is noted on the network's tensors
 RELU, MAXIMUM = {"relu", "relu6"}, {"maximum", "max", "fmax"}
@@ -47,15 +48,15 @@ class ForwardRecorder(TorchFunctionMode):
 
         What follows in place, as a ReLU may, can then not overwrite A.
         """
-        self.A = output
-        if not isinstance(output, Tensor):
+        A = self.A = first_tensor(output)
+        if not isinstance(A, Tensor):
             return output
-        if any(output is given for given in args):  # which others have, and may overwrite
-            self.A = output = output.clone()
-        if not output.requires_grad:
-            output.requires_grad_()
+        if any(A is given for given in args):  # which others have, and may overwrite
+            A = self.A = A.clone()
+        if not A.requires_grad:
+            A.requires_grad_()
             torch.set_grad_enabled(True)  # until the forward pass ends
-        return output.clone()
+        return A.clone() if isinstance(output, Tensor) else type(output)((A.clone(), *output[1:]))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,12 +92,26 @@ class ForwardRecorder(TorchFunctionMode):
         return view.copy_(out) if view is not None and out is args[0] else out
 
 
-def logits_of(output: Any) -> Any:
-    """What a final softmax was given, if nothing has changed its result since; else the output."""
-    if not isinstance(output, Tensor):
+def first_tensor(output: Any) -> Any:
+    """What a layer gives, or the first of several things, as attention gives its weights, too."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def logits_of(output: Any, B: int) -> Tensor:
+    """The logits (B, C): a network's output, or what a final softmax was given to make it of."""
+    if isinstance(output, Tensor):
+        version, logits = getattr(output, LOGITS, (None, None))
+        # Where the softmax's result was changed in place, it is not what comes out.
+        output = logits if version == output._version else output
+    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == B:
         return output
-    version, logits = getattr(output, LOGITS, (None, None))
-    return logits if version == output._version else output
+    raise InputError(f"the network gives {shape_of(output)}; give one that returns logits "
+                     "(B, classes)")
+
+
+def shape_of(value: Any) -> Any:
+    """For a message: a tensor's shape, or else the type."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def is_relu(name: str, args: Any, kwargs: Any) -> bool:

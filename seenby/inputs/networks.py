@@ -37,6 +37,7 @@ class Network:
     preprocessing: Preprocessing
     classes: tuple[str, ...] = ()
     layer: str = ""  # whose maps are explained
+    layer_note: str = ""  # what must be said of its choice
 
     def tensor(self, images: Sequence[Image.Image]) -> Tensor:
         """Prepared pictures -> (B, C, H, W), where the network is."""
@@ -70,7 +71,7 @@ def load_network(model: str, weights: str | None = None, layer: str | None = Non
 
 def with_layer_and_classes(network: Network, layer: str | None,
                            class_names: Sequence[str] | None) -> Network:
-    """The layer that is explained and a name for every class, found with one black picture."""
+    """The layer that is explained and a name for every class, found with one picture of noise."""
     preprocessing = network.preprocessing
     mean, std, (H, W) = preprocessing.mean, preprocessing.std, preprocessing.crop_size
     if len(std) != len(mean) or min(std) <= 0:
@@ -79,10 +80,12 @@ def with_layer_and_classes(network: Network, layer: str | None,
     layer = None if layer is None else layer_name(network.module, layer)
     with as_input_error(f"{network.title} can't take pictures of {len(mean)} x {H} x {W}",
                         "give --size, --mean and --std as in its training"):
-        black = network.tensor([Image.new(preprocessing.mode, (W, H))])
-        explanation = explain(network.module, black, layer=layer, guided=False)
+        # Noise, as of a black picture ReLUs may leave nothing.
+        noise = Image.effect_noise((W, H), 64).convert(preprocessing.mode)
+        explanation = explain(network.module, network.tensor([noise]), layer=layer, guided=False)
     classes = names_for(explanation.logits.shape[1], class_names, network.classes)
-    return replace(network, layer=explanation.layer, classes=classes)
+    return replace(network, layer=explanation.layer, layer_note=explanation.layer_note,
+                   classes=classes)
 
 
 def torchvision_network(name: str, weights: str) -> Network:

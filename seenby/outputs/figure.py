@@ -79,6 +79,8 @@ def draw_grid(pictures: Sequence[Picture], explanations: Sequence[Explanation],
     width, height = left + cell * len(rows) + right, top + cell * len(style.panels)
     spare = max(0, 1.4 * height - width) / 2  # of few pictures too the sheet is landscape
     left, width = left + spare, width + 2 * spare
+    note = cells_note(explanations)
+    height += 0.2 * bool(note)
     figure = Figure((width, height), dpi=300)
     # One axes holds all the small images: an axes for each would take most of the run's time.
     axes = figure.add_axes((0, 0, 1, 1))
@@ -100,9 +102,16 @@ def draw_grid(pictures: Sequence[Picture], explanations: Sequence[Explanation],
         behind = left + cell * len(rows) + 0.02
         where = (left - 0.1, behind, top + cell * k)
         draw_title_and_colorbar(axes, name, title, meaning, style, where)
+    axes.text(left, height - 0.05, note, size=8, color="0.25", va="bottom")
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     axes.set_axis_off()
     return figure
+
+
+def cells_note(explanations: Sequence[Explanation]) -> str:
+    """What the maps are made of, where that is not plain: patches, and tokens beside them."""
+    grids = {(e.layer, str(e.grid)) for e in explanations if e.grid.layout == "tokens"}
+    return "; ".join(f"{layer}: {grid}" for layer, grid in sorted(grids))
 
 
 HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",

@@ -26,6 +26,8 @@ def run_record(settings: dict[str, Any], network: Network, explanation: Explanat
         "torch": torch.__version__,
         "network": network.title,
         "layer": explanation.layer,
+        "layer note": network.layer_note,
+        "grid": str(explanation.grid),
         "maps": list(explanation.alpha.shape[1:] + explanation.L_c.shape[1:]),
         "pad": pad_sentence(explanation, pad),
         "preprocessing": asdict(preprocessing) | {

@@ -65,7 +65,7 @@ def nothing_explained(tally: Tally, pick: str) -> InputError:
 
 
 def summary(network: str, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
-            columns: int, per_picture: int, written: str) -> str:
+            columns: int, per_picture: int, written: str, layer_note: str = "") -> str:
     """The account of a run.
 
     explanation: any of the run's. per_picture: how many of the figure's columns a picture has.
@@ -84,6 +84,7 @@ def summary(network: str, explanation: Explanation, pad: Pad, tally: Tally, *, s
         f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}{figure}",
         *accuracy_lines(tally),
         *(f"note      {words} ({n})" for words, n in tally.notes.items()),
+        *textwrap.wrap(layer_note and f"note      {layer_note}", 80, subsequent_indent=" " * 10),
         f"written   {textwrap.indent(written, ' ' * 10).lstrip()}",
     ])  # fmt: skip
 
@@ -107,6 +108,9 @@ def pad_sentence(explanation: Explanation, asked: Pad) -> str:
     if explanation.pad is None:
         return f"none: the stride up to {explanation.layer} is not known, the map is stretched"
     number = each_axis(explanation.pad)
+    if explanation.stride_inferred and asked == "auto":
+        stride = each_axis(explanation.stride or ())
+        return f"{number}: the cells cover the picture, {stride} pixels each (inferred)"
     if asked != "auto" or explanation.stride is None:
         zeros = "cells of zeros around the map, then " if any(explanation.pad) else ""
         return f"{number}, as asked: {zeros}stretched"

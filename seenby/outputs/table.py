@@ -53,7 +53,8 @@ def blank_row(picture: Picture, status: str) -> Row:
 
 def notes_on(explanation: Explanation) -> list[str]:
     """What a reader of the maps must know; empty strings among it."""
-    notes = ["" if explanation.L_c.any() else NO_EVIDENCE, guided_note(explanation)]
+    patches = str(explanation.grid) if explanation.grid.layout == "tokens" else ""
+    notes = ["" if explanation.L_c.any() else NO_EVIDENCE, patches, guided_note(explanation)]
     if explanation.negative_activations is not None and explanation.negative_activations.any():
         notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
                      f"{explanation.layer} have negative values")

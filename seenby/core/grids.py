@@ -1,0 +1,98 @@
+"""A layer's output read as cells: maps (B, K, u, v), whatever its layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from seenby.core.recorder import stride_of
+
+MAX_PREFIX = 8  # tokens before the patches: class, distillation, registers
+
+
+@dataclass(frozen=True)
+class Grid:
+    """u x v cells, and how they lie in a tensor."""
+
+    u: int
+    v: int
+    layout: str  # NCHW; NHWC; tokens, (B, prefix + u * v, K)
+    prefix: int = 0  # tokens that are no cells
+
+    def maps(self, output: Tensor) -> Tensor:
+        """The layer's output, or its gradient, as (B, K, u, v)."""
+        if self.layout == "NCHW":
+            return output
+        if self.layout == "NHWC":
+            return output.permute(0, 3, 1, 2)
+        B, _, K = output.shape
+        return output[:, self.prefix :].transpose(1, 2).reshape(B, K, self.u, self.v)
+
+    @property
+    def cells(self) -> int:
+        return self.u * self.v
+
+    def channels(self, output: Tensor) -> int:
+        return output.shape[1 if self.layout == "NCHW" else -1]
+
+    def __str__(self) -> str:
+        """14 x 14 patches and 1 class token"""
+        cells = f"{self.u} x {self.v}"
+        if self.layout != "tokens":
+            return cells
+        others = ["", " and 1 class token", f" and {self.prefix} other tokens"]
+        return f"{cells} patches{others[min(self.prefix, 2)]}"
+
+
+def find_grid(output: Any, B: int, size: Sequence[int]) -> Grid | None:
+    """The grid in a layer's output for B pictures of size (H, W), if it is one.
+
+    Windows, attention matrices and the like are none.
+    """
+    if not isinstance(output, Tensor) or not output.is_floating_point() or len(output) != B:
+        return None
+    if output.ndim == 3:
+        return token_grid(output.shape[1], *size)
+    if output.ndim != 4 or not output.numel():
+        return None
+    _, a, b, c = output.shape
+    if stride_of(output):  # it was followed from the pixels through convolutions
+        return Grid(b, c, "NCHW")
+    grids = [grid for grid in (Grid(b, c, "NCHW"), Grid(a, b, "NHWC"))
+             if is_cut(grid.u, grid.v, *size)]
+    return min(grids, key=lambda grid: distortion(grid, size), default=None)
+
+
+def distortion(grid: Grid, size: Sequence[int]) -> float:
+    """How far the cells are from square pixels: 0 where u/H = v/W."""
+    return abs(math.log((grid.u / size[0]) / (grid.v / size[1])))
+
+
+@lru_cache(256)
+def token_grid(tokens: int, H: int, W: int) -> Grid | None:
+    """The way to read so many tokens as patches with the picture's proportions.
+
+    Patches that cut it without a remainder come first, then those with fewer tokens before them.
+    """
+    grids = [Grid(u, cells // u, "tokens", tokens - cells)
+             for cells in range(tokens, max(1, tokens - MAX_PREFIX - 1), -1)
+             for u in range(1, cells + 1) if cells % u == 0]
+    exact = (grid for grid in grids if grid.u * W == grid.v * H)
+    rounded = (grid for grid in grids if is_cut(grid.u, grid.v, H, W))
+    return next(exact, None) or next(rounded, None)
+
+
+def is_cut(u: int, v: int, H: int, W: int) -> bool:
+    """Whether square patches of one side s cut a picture of (H, W) into u x v.
+
+    The last ones may be left out, u = floor(H / s), or be filled up, u = ceil(H / s).
+    """
+    left_out = max(H / (u + 1), W / (v + 1)) < min(H / u, W / v)
+    filled_up = max(H / u, W / v) < min(H / (u - 1) if u > 1 else math.inf,
+                                        W / (v - 1) if v > 1 else math.inf)
+    return left_out or filled_up

@@ -1,0 +1,154 @@
+"""Which layer is explained, where none is named: found by one forward pass of one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from seenby.core.backward import GRAPH_HINT, every_path_passes
+from seenby.core.grids import Grid, find_grid
+from seenby.core.layers import forward_with_hooks
+from seenby.core.recorder import first_tensor, logits_of
+from seenby.errors import InputError, as_input_error
+
+NO_GRID = ("no layer of the network gives maps (B, K, u, v), or tokens that cover the picture; "
+           "give a network that sees pictures (B, C, H, W) as such")
+ZERO_HEAD = ("the logit depends on no layer, as its weights are zero; the layer is that of other "
+             "weights")
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A layer's name, and what must be said of the choice."""
+
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What a layer gave when it was called last."""
+
+    name: str
+    grid: Grid
+    edge: Any  # of its gradient in autograd's graph, as it was when the layer ended; None: no graph
+    is_leaf: bool  # no layer within it gave anything, or the last learned one gave no grid
+    is_learned: bool  # more than two parameters a channel: no norm, pooling, activation or scale
+    is_norm: bool
+
+
+def find_layer(net: nn.Module, x: Tensor) -> FoundLayer:
+    """The last layer that all the evidence passes, at the resolution where the network still sees.
+
+    x: (1, C, H, W), a picture to look at while searching. Let G be the grid of the last leaf that
+    is learned and live. The layer is the last one with grid G that is learned, live and trunk.
+
+    Live: the gradient of the logit is nonzero in over a tenth of its cells. That rejects the last
+    block of a transformer with a class token, whose patches nobody reads. Trunk: no way leads from
+    the logit to the pixels but through it. That rejects gates, side branches and residual ones.
+    """
+    outputs, _, logits, x = record_outputs(net, x)
+    learned = [output for output in outputs if output.is_learned and output.grid.cells > 1]
+    y_c = logits[0, logits[0].argmax()]
+    # Through weights of zero NaN still passes: it tells what the logit would depend on.
+    for y, note in (y_c, ""), (y_c * torch.nan, ZERO_HEAD):
+        with as_input_error("the layer can't be found", f"name one, {GRAPH_HINT}"):
+            layer = last_live_trunk(outputs, learned, y, x)
+        if layer:
+            return replace(layer, note="; ".join(filter(None, (layer.note, note))))
+    # Of one cell, which shows no place; or one that no gradient reaches, as is told later.
+    if last := first(outputs, lambda o: o.is_leaf and o.is_learned and o.grid.layout == "NCHW"):
+        return FoundLayer(last.name)
+    raise InputError(NO_GRID)
+
+
+def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutput], y_c: Tensor,
+                    x: Tensor) -> FoundLayer | None:
+    """find_layer's rule for one logit; outputs, and the learned ones of them, begin at the end."""
+    leaves = (output for output in learned if output.is_leaf)
+    leaf = first_live(leaves, y_c) or first_live(learned, y_c)
+    if leaf is None:
+        return None
+    at_G = [output for output in learned if same_cells(output, leaf)]
+    trunk = (output for output in at_G if output.edge and every_path_passes(output.edge, y_c, x))
+    if layer := first_live(trunk, y_c):
+        return FoundLayer(layer.name)
+    norms = [output for output in outputs if output.is_norm and same_cells(output, leaf)]
+    layer = first_live([*norms, *at_G], y_c) or leaf
+    return FoundLayer(layer.name, "no layer carries all of the evidence, as the network has "
+                      f"several streams; {layer.name} carries some of it")
+
+
+def first_live(outputs: Iterable[LayerOutput], y_c: Tensor) -> LayerOutput | None:
+    """Gradients are asked for in groups of 1, 2, 4, ...: one backward pass serves a group."""
+    rest, size = iter(outputs), 1
+    while y_c.requires_grad and (group := list(islice(rest, size))):
+        group = [output for output in group if output.edge]
+        edges, size = [output.edge for output in group], 2 * size
+        gradients = edges and torch.autograd.grad(y_c, edges, retain_graph=True, allow_unused=True)
+        for output, gradient in zip(group, gradients, strict=True):
+            if gradient is not None and live_share(output.grid.maps(gradient)) > 0.1:
+                return output
+    return None
+
+
+def first(outputs: Iterable[LayerOutput],
+          condition: Callable[[LayerOutput], bool]) -> LayerOutput | None:
+    return next(filter(condition, outputs), None)
+
+
+def same_cells(a: LayerOutput, b: LayerOutput) -> bool:
+    """Whether two outputs have one grid, whatever their layouts."""
+    return (a.grid.u, a.grid.v) == (b.grid.u, b.grid.v)
+
+
+def live_share(maps: Tensor) -> float:
+    """Of the cells of (1, K, u, v): how many are not zero in all channels (NaN is not zero)."""
+    return float((maps != 0).any(1).double().mean())
+
+
+def layers_with_grids(net: nn.Module, x: Tensor, layer: str) -> list[str]:
+    """Three layers with maps of two or more cells that end as near as can be to another one."""
+    outputs, called, *_ = record_outputs(net, x)
+    places = {name: place for place, name in enumerate(called)}
+    names = [output.name for output in outputs if output.grid.cells > 1]
+    return sorted(names, key=lambda name: abs(places[name] - places.get(layer, len(called))))[:3]
+
+
+def record_outputs(net: nn.Module,
+                   x: Tensor) -> tuple[list[LayerOutput], list[str], Tensor, Tensor]:
+    """Every layer's last output that is a grid, the last one first; the order in which the layers
+    ended; the logits; and the pixels."""
+    outputs: dict[str, LayerOutput] = {}
+    called: dict[str, bool] = {}  # whether a layer is learned, and gave no grid
+    last_within: dict[str, str] = {}  # a layer -> which of those in it ended last
+
+    def note(name: str, module: nn.Module, output: Any) -> None:
+        outputs.pop(name, None)  # what an earlier call gave is not what would be explained
+        parent = name
+        while parent:
+            parent = parent.rpartition(".")[0]
+            last_within[parent] = name
+        output = first_tensor(output)
+        grid = find_grid(output, len(x), x.shape[2:])
+        called.pop(name, None)
+        called[name] = grid is None and any(w.ndim > 1 for w in module.parameters())
+        if grid is None:
+            return
+        weights = sum(weight.numel() for weight in module.parameters())
+        outputs[name] = LayerOutput(
+            name, grid, get_gradient_edge(output) if output.requires_grad else None,
+            is_leaf=name not in last_within or called[last_within[name]],
+            is_learned=weights > 2 * grid.channels(output) or isinstance(module, nn.Conv2d),
+            is_norm="norm" in type(module).__name__.lower(),
+        )  # fmt: skip
+
+    output, pixels = forward_with_hooks(net, x, note)
+    logits = logits_of(output, len(x))
+    return list(outputs.values())[::-1], list(called), logits, pixels

@@ -1,0 +1,97 @@
+"""A layer's output as cells: which tensors are grids, and where each cell stands."""
+
+import pytest
+import torch
+
+from seenby.core.grids import Grid, find_grid, token_grid
+from seenby.core.recorder import STRIDE
+
+
+def tensor(*shape):
+    return torch.arange(float(torch.Size(shape).numel())).view(shape)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "expected"),
+    [
+        (196, (224, 224), (14, 14, 0)),  # Mixer, or a ViT that pools
+        (197, (224, 224), (14, 14, 1)),  # ViT: a class token
+        (198, (224, 224), (14, 14, 2)),  # DeiT: and one for distillation
+        (261, (224, 224), (16, 16, 5)),  # DINOv2: and four registers
+        (1374, (518, 518), (37, 37, 5)),
+        (50, (224, 224), (7, 7, 1)),
+        (17, (64, 64), (4, 4, 1)),  # not (3, 3, 8)
+        (61, (96, 160), (6, 10, 1)),
+        (45, (80, 128), (5, 8, 5)),  # not (5, 9, 0), which leaves a remainder
+        (65, (100, 160), (6, 10, 5)),  # patches of 16 leave a strip of four
+        (70, (100, 150), (7, 10, 0)),  # ... or are filled up
+    ],
+)
+def test_tokens_are_patches_behind_a_prefix(tokens, size, expected):
+    u, v, prefix = expected
+    assert token_grid(tokens, *size) == Grid(u, v, "tokens", prefix)
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(768, (224, 224)), (1, (28, 28)), (768, (28, 28))])
+def test_tokens_that_are_no_patches(tokens, size):
+    assert token_grid(tokens, *size) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 768, 7, 7), Grid(7, 7, "NCHW")),
+        ((2, 7, 7, 768), Grid(7, 7, "NHWC")),
+        ((2, 7, 7, 7), Grid(7, 7, "NCHW")),  # either: the usual one
+        ((2, 512, 1, 1), Grid(1, 1, "NCHW")),
+        ((2, 197, 192), Grid(14, 14, "tokens", 1)),
+        ((2, 1, 196, 384), None),  # one window of 196 tokens
+        ((2, 4, 49, 64), None),  # four windows
+        ((24, 49, 49), None),  # attention matrices
+        ((128, 7, 7, 32), None),  # windows where the pictures should be
+        ((2, 1000), None),
+        ((2, 64, 3, 7, 7), None),  # a volume
+    ],
+)
+def test_which_outputs_are_grids(shape, expected):
+    assert find_grid(torch.zeros(shape), 2, (224, 224)) == expected
+
+
+def test_what_is_no_tensor_of_real_numbers_is_no_grid():
+    assert find_grid(None, 2, (224, 224)) is None
+    assert find_grid(torch.zeros(2, 7, 7, 7, dtype=torch.int64), 2, (224, 224)) is None
+
+
+def test_where_the_stride_was_followed_no_proportions_are_needed():
+    """A network for lines of text: its cells are narrow."""
+    output = torch.zeros(1, 32, 1, 25)
+    assert find_grid(output, 1, (32, 100)) is None
+    setattr(output, STRIDE, (32, 4))
+    assert find_grid(output, 1, (32, 100)) == Grid(1, 25, "NCHW")
+
+
+def test_wide_pictures_tell_the_layouts_apart():
+    assert find_grid(torch.zeros(1, 10, 6, 10), 1, (96, 160)) == Grid(6, 10, "NCHW")
+    assert find_grid(torch.zeros(1, 6, 10, 6), 1, (96, 160)) == Grid(6, 10, "NHWC")
+
+
+def test_each_cell_comes_from_its_place():
+    nchw, nhwc, tokens = tensor(2, 5, 3, 4), tensor(2, 3, 4, 5), tensor(2, 2 + 3 * 4, 5)
+    maps = [Grid(3, 4, "NCHW").maps(nchw), Grid(3, 4, "NHWC").maps(nhwc),
+            Grid(3, 4, "tokens", 2).maps(tokens)]  # fmt: skip
+    for b in range(2):
+        for k in range(5):
+            for i in range(3):
+                for j in range(4):
+                    assert maps[0][b, k, i, j] == nchw[b, k, i, j]
+                    assert maps[1][b, k, i, j] == nhwc[b, i, j, k]
+                    assert maps[2][b, k, i, j] == tokens[b, 2 + 4 * i + j, k]
+    assert [grid.channels(t) for grid, t in ((Grid(3, 4, "NCHW"), nchw), (Grid(3, 4, "NHWC"), nhwc),
+                                             (Grid(3, 4, "tokens", 2), tokens))] == [5, 5, 5]
+
+
+def test_a_grid_in_words():
+    assert str(Grid(8, 8, "NCHW")) == "8 x 8"
+    assert str(Grid(14, 14, "tokens")) == "14 x 14 patches"
+    assert str(Grid(14, 14, "tokens", 1)) == "14 x 14 patches and 1 class token"
+    assert str(Grid(37, 37, "tokens", 5)) == "37 x 37 patches and 5 other tokens"

@@ -23,6 +23,7 @@ RECORDER, SPEEDUPS = "seenby/core/recorder.py", "seenby/core/speedups.py"
 STATE, PICTURES = "seenby/core/state.py", "seenby/inputs/pictures.py"
 PIPELINE, STORE = "seenby/pipeline.py", "seenby/outputs/store.py"
 COLORS, TABLE = "seenby/outputs/colors.py", "seenby/outputs/table.py"
+GRIDS, SEARCH = "seenby/core/grids.py", "seenby/core/search.py"
 SCRIPT = "SID_a4.py"
 
 MUTANTS = {  # name -> the file, what stands in it, and what stands there instead
@@ -107,13 +108,13 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "ways past the layer lost": (
         BACKWARD,
-        "if last and every_path_passes(A, logits, x)",
+        "if last and every_path_passes(get_gradient_edge(A), logits, x)",
         "if last",
     ),
     "other half of the layer taken for it": (
         BACKWARD,
-        "{(A.grad_fn, A.output_nr)}",
-        "{(A.grad_fn, n) for n in range(9)}",
+        "{(edge.node, edge.output_nr)}",
+        "{(edge.node, n) for n in range(9)}",
     ),
     "guide: the plain gradient, too": (
         RECORDER,
@@ -126,10 +127,14 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "return is_zero(argument(args, kwargs, 1, LOWER_BOUND_ARGUMENT[name]))",
         "return True",
     ),
-    "A overwritten by what follows": (RECORDER, "return output.clone()\n", "return output\n"),
+    "A overwritten by what follows": (
+        RECORDER,
+        "return A.clone() if isinstance(output, Tensor)",
+        "return A if isinstance(output, Tensor)",
+    ),
     "A overwritten where it was handed on": (
         RECORDER,
-        "if any(output is given for given in args)",
+        "if any(A is given for given in args)",
         "if False",
     ),
     "ReLU in a view: clamped as the whole": (
@@ -137,10 +142,37 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "args[0] if args and args[0]._is_view()",
         "None if True",
     ),
+    "grid: the prefix taken for patches": (
+        GRIDS,
+        "output[:, self.prefix :]",
+        "output[:, : self.u * self.v]",
+    ),
+    "grid: channels last, rows for columns": (
+        GRIDS,
+        "output.permute(0, 3, 1, 2)",
+        "output.permute(0, 3, 2, 1)",
+    ),
+    "grid: any two sides": (
+        GRIDS,
+        "             if is_cut(grid.u, grid.v, *size)]",
+        "            ]",
+    ),
+    "layer: what nobody reads": (SEARCH, "output.grid.maps(gradient)) > 0.1", "gradient) >= 0"),
+    "layer: branches beside the trunk": (
+        SEARCH,
+        "if output.edge and every_path_passes(output.edge, y_c, x)",
+        "if output.edge",
+    ),
+    "layer: norms are learned, too": (SEARCH, "weights > 2 * grid.channels(output)", "weights > 0"),
+    "layer: an earlier call": (
+        SEARCH,
+        "        outputs.pop(name, None)  # what",
+        "        if name in outputs:\n            return\n        pass  # what",
+    ),
     "y_c after softmax": (
         RECORDER,
-        "return logits if version == output._version else output",
-        "return output",
+        "output = logits if version == output._version else output",
+        "pass",
     ),
     "stride: pooling forgotten": (RECORDER, '"max_pool2d": 2, "max_pool2d_with_indices": 2, ', ""),
     "stride: axes swapped": (

@@ -1,8 +1,10 @@
-"""The benchmarks compare like with like, and docs/speed.md quotes what they found."""
+"""The benchmarks compare like with like, and the docs quote what they found."""
 
 import csv
 import json
 
+import drawn
+import layers
 import peers
 import pytest
 import scale
@@ -103,3 +105,70 @@ def test_startup_holds_the_script_to_its_limit(capsys):
     assert "4.00 s, 2.00 times the imports" in lines[2]
     assert startup.report([each | {script: (1.0, 261.0)} for each in rounds]) == 1
     assert startup.report([each | {script: (9.0, 200.0)} for each in rounds]) == 1
+
+
+def test_drawn_shapes_lie_in_their_boxes_and_apart():
+    y = drawn.pairs(40, seed=0)
+    assert (y[:, 0] != y[:, 1]).all()
+    x, boxes = drawn.draw(y, torch.Generator().manual_seed(0))
+    bare, again = drawn.draw(torch.full_like(y, drawn.NOTHING), torch.Generator().manual_seed(0))
+    assert torch.equal(boxes, again)
+    assert not (boxes[:, 0] & boxes[:, 1]).any()
+    changed = (x != bare).any(1)
+    for box in (boxes[:, 0], boxes[:, 1]):  # apart from marks, whose colour the shapes changed
+        assert ((changed & box).flatten(1).sum(1) > 30).all()
+    assert drawn.there(torch.tensor([[2, 2], [4, 0], [4, 4]])).tolist() == [
+        [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]  # fmt: skip
+
+
+def test_what_a_map_is_worth():
+    boxes = torch.zeros(3, 2, 48, 48, dtype=torch.bool)
+    boxes[:, 0, :12, :12] = boxes[:, 1, 24:36, :12] = True
+    right, wrong, none = torch.zeros(3, 48, 48)
+    right[:12, :12], wrong[24:36, :12], wrong[0, 0] = 1, 1, 0.5
+    maps = torch.stack([right, wrong, none])
+    found = layers.worth(maps, boxes, maps[:, 3::6, 3::6])
+    assert found["energy"].tolist() == pytest.approx([1, 0.5 / 144.5, 0])
+    assert found["pointing"].tolist() == [1, 0, 0]
+    assert found["own"].tolist() == pytest.approx([1, 0.5 / 144.5, 0.5])
+    assert found["occlusion"].tolist() == pytest.approx([1, 1, 0])
+    assert found["empty"].tolist() == [0, 0, 1]
+
+
+def test_the_page_has_the_table_of_the_layers():
+    kept = json.loads(layers.KEPT.read_text())
+    assert layers.marked(kept) in layers.PAGE.read_text()
+    assert len(layers.table(kept).splitlines()) <= 2 + 12
+    for network in kept["networks"].values():
+        assert all(seed["accuracy"] > 0.95 for seed in network["seeds"].values())
+
+
+def test_the_page_says_what_the_study_of_layers_found():
+    networks = json.loads(layers.KEPT.read_text())["networks"]
+    seeds = [seed for network in networks.values() for seed in network["seeds"].values()]
+    right = [seed["accuracy"] for seed in seeds]
+    assert f"{min(right):.0%} to {max(right):.0%}".replace("%", "", 1).replace("%", " %") in (
+        layers.PAGE.read_text().replace("\n", " "))  # fmt: skip
+    for name, better in (("ViT", ()), ("Swin", ("pointing", "own", "occlusion"))):
+        network = networks[name]
+        for each in (network["all"], *(seed["layers"] for seed in network["seeds"].values())):
+            for measure in layers.MEASURES:
+                _, low, high = each[network["rival"]][measure + layers.AHEAD]
+                assert low > 0 if measure in better else high < 0
+    ViT = networks["ViT"]["all"]
+    assert ViT["blocks.3"]["own" + layers.GAIN][2] < 0
+    assert ViT["blocks.0.norm1"]["own"][0] > ViT["blocks.4.norm1"]["own"][0]
+    assert max(ViT[layer]["own"][0] for layer in ViT) < 0.6
+
+
+@pytest.mark.slow  # it trains
+def test_a_quick_study_of_layers_runs(capsys):
+    before, page = layers.KEPT.read_text(), layers.PAGE.read_text()
+    assert layers.main(["--quick"]) == 0
+    assert (layers.KEPT.read_text(), layers.PAGE.read_text()) == (before, page)
+    lines = capsys.readouterr().out.splitlines()
+    kept = json.loads(before)
+    assert len(lines) == len(kept["networks"]) + len(layers.table(kept).splitlines())
+    for line, (name, network) in zip(lines, kept["networks"].items(), strict=False):
+        assert line.startswith(f"{name}, seed 0: ")
+        assert line.endswith(f" {network['default']}")

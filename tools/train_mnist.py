@@ -144,7 +144,7 @@ def occlusion(
     target: Tensor,
     patch: int = PATCH,
     step: int = 1,
-    cover: float | None = None,
+    cover: float | Tensor | None = None,
 ) -> Tensor:
     """(B, h, w): how far the target's logit falls when a patch is covered (in black, or as said)
     around every pixel, or every step-th."""

@@ -1,7 +1,9 @@
-"""The benchmarks compare like with like, and the docs quote what they found."""
+"""The benchmarks compare like with like, and the pages quote what they found."""
 
 import csv
 import json
+import statistics
+from dataclasses import replace
 
 import drawn
 import layers
@@ -10,7 +12,13 @@ import pytest
 import scale
 import startup
 import torch
+import zoo
 from course import example_digits
+from torch import nn
+
+from seenby import explain
+from seenby.core.grids import Grid
+from seenby.core.search import find_layer
 
 
 @pytest.mark.filterwarnings("ignore")  # Captum warns of its own hooks
@@ -172,3 +180,93 @@ def test_a_quick_study_of_layers_runs(capsys):
     for line, (name, network) in zip(lines, kept["networks"].items(), strict=False):
         assert line.startswith(f"{name}, seed 0: ")
         assert line.endswith(f" {network['default']}")
+
+
+# ------------------------------------------------------------------------------------------ zoo
+
+
+ZOO = json.loads(zoo.KEPT.read_text())
+KEPT_BY_NAME = {(each["library"], each["network"], tuple(each["size"])): each
+                for each in ZOO["networks"]}  # fmt: skip
+ORDINARY = ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
+            "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5",
+            "squeezenet1_1"]  # fmt: skip
+
+
+def test_in_no_network_of_the_zoo_the_layer_is_wrong():
+    libraries = [each["library"] for each in ZOO["networks"]]
+    assert libraries.count("torchvision") >= 78
+    assert libraries.count("timm") >= 150
+    assert libraries.count("transformers") >= 8
+    assert [each for each in ZOO["networks"] if each["verdict"] == "wrong"] == []
+    assert {zoo.kind(each) for each in ZOO["networks"]} == {*zoo.KINDS}
+    assert zoo.marked(ZOO["networks"]) in zoo.PAGE.read_text()
+
+
+def test_finding_a_layer_takes_few_forward_passes():
+    assert statistics.median(each["passes"] for each in ZOO["networks"]) <= 2.5
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_an_ordinary_networks_layer_never_changes_unnoticed(name):
+    kept = KEPT_BY_NAME["torchvision", name, (96, 96)]
+    net, x = zoo.build("torchvision", name, (96, 96)), zoo.pictures((96, 96))[:1]
+    found = find_layer(net, x)
+    assert (found.name, found.note) == (kept["layer"], kept["note"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "name", "size"), zoo.quick_networks())
+def test_the_zoo_is_as_it_was_kept(library, name, size):
+    found = zoo.examine(library, name, size)
+    kept = KEPT_BY_NAME[library, name, size]
+    assert found["verdict"] == kept["verdict"] != "wrong"
+    for what in ("layer", "note", "layout", "prefix"):
+        assert found[what] == kept[what]
+    for what in ("cells", "stride"):
+        assert [*(found[what] or ())] == [*(kept[what] or ())]
+
+
+class Bypassed(nn.Module):
+    """Half of the evidence goes past its second convolution; its maps are not square."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        return self.fc((x + self.conv2(x).relu()).mean((2, 3)))
+
+
+def test_the_zoos_oracles_see_what_is_wrong():
+    net, x = Bypassed().double().eval(), torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    right = explain(net, x)
+    assert right.layer == "conv1"
+    assert zoo.compare(net, x, right)[1] == []
+    assert zoo.compare(net, x, explain(net, x, layer="conv2"))[1] == [
+        "not the trunk: other ways lead around the layer"]
+    turned = replace(right, grid=Grid(6, 4, "NHWC"), L_c=right.L_c.mT, R=-right.R)
+    assert zoo.compare(net, x, turned)[1] == [
+        "the grid: NCHW with 0 others, (4, 6)", "L_c", "R"]
+    assert zoo.look_around(net, x, right) == (2, 1 / 3)
+    with torch.no_grad():
+        net.fc.weight.zero_()
+    assert zoo.compare(net, x, replace(explain(net, x), layer_note=""))[1] == [
+        "not live: the logit does not depend on its cells", "no gradient reaches the layer"]
+
+
+def test_the_zoo_reads_cells_by_the_pictures_shape_alone():
+    tokens = torch.arange(2 * 15 * 4.0).view(2, 15, 4)
+    maps, layout, prefix = zoo.read_cells(tokens, (32, 48))
+    assert (layout, prefix) == ("tokens", 9)  # 2 x 3
+    maps, layout, prefix = zoo.read_cells(tokens[:, :8], (32, 48))
+    assert (maps.shape, layout, prefix) == ((2, 4, 2, 3), "tokens", 2)
+    assert torch.equal(maps[:, :, 1, 2], tokens[:, 7])
+    last = torch.arange(2 * 2 * 3 * 4.0).view(2, 2, 3, 4)
+    maps, layout, _ = zoo.read_cells(last, (32, 48))
+    assert (maps.shape, layout) == ((2, 4, 2, 3), "NHWC")
+    assert torch.equal(maps[:, 3, 1, 2], last[:, 1, 2, 3])
+    assert zoo.read_cells(maps, (32, 48))[0] is maps
+

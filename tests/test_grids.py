@@ -75,6 +75,14 @@ def test_wide_pictures_tell_the_layouts_apart():
     assert find_grid(torch.zeros(1, 6, 10, 6), 1, (96, 160)) == Grid(6, 10, "NHWC")
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((1, 1, 2, 2), Grid(2, 2, "NCHW")), ((1, 2, 3, 3), Grid(2, 3, "NHWC"))],
+)
+def test_of_two_readings_the_one_whose_cells_are_nearer_to_squares(shape, expected):
+    assert find_grid(torch.zeros(shape), 1, (64, 80)) == expected
+
+
 def test_each_cell_comes_from_its_place():
     nchw, nhwc, tokens = tensor(2, 5, 3, 4), tensor(2, 3, 4, 5), tensor(2, 2 + 3 * 4, 5)
     maps = [Grid(3, 4, "NCHW").maps(nchw), Grid(3, 4, "NHWC").maps(nhwc),

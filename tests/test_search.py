@@ -175,6 +175,22 @@ def test_a_last_call_without_a_gradient_is_not_chosen():
     assert find_layer(Again(), torch.rand(1, 1, 12, 12)) == FoundLayer("conv1")
 
 
+class Twice(nn.Module):
+    """One layer mixes the channels of each cell, and then once more those of their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.mix(self.conv(x).permute(0, 2, 3, 1))  # (B, u, v, K)
+        return self.head(self.mix(y.mean((1, 2))))
+
+
+def test_a_last_call_that_gives_no_cells_is_not_chosen():
+    assert find_layer(Twice(), torch.rand(1, 3, 16, 24)) == FoundLayer("conv")
+
+
 class Channels(nn.Module):
     """Maps whose channels come last, as in a Swin transformer."""
 

@@ -61,7 +61,7 @@ KINDS = {
     "ViT": Kind(
         drawn.vit, 1500, 2e-3,
         tuple(f"blocks.{i}{end}" for i in range(5) for end in (".norm1", "")),
-        rival="blocks.4.norm1",
+        rival="blocks.3",
         tabled=("blocks.0.norm1", "blocks.3.norm1", "blocks.3", "blocks.4.norm1"),
     ),
     "Swin": Kind(

@@ -257,6 +257,27 @@ def cut_at(net: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, list[Tensor]]
         hook.remove()
 
 
+def patches_go_around(net: nn.Module, norm: str, x: Tensor, prefix: int) -> bool:
+    """Whether the block around a norm reads its patches elsewhere, too, than through that norm.
+
+    It is given noise in their place, behind which the norm gives what it gave before.
+    """
+    given: list[Tensor] = []
+
+    def replace_patches(_block: nn.Module, args: Any) -> Any:
+        noise = torch.cat([args[0][:, :prefix], torch.randn_like(args[0][:, prefix:])], 1)
+        return noise, *args[1:]
+
+    parent = net.get_submodule(norm.rpartition(".")[0])
+    with torch.no_grad():
+        keep = net.get_submodule(norm).register_forward_hook(lambda *call: given.append(call[2]))
+        with keep:
+            before = net(x)
+        put_back = net.get_submodule(norm).register_forward_hook(lambda *_: given[0])
+        with parent.register_forward_pre_hook(replace_patches), put_back:
+            return not torch.equal(before, net(x))
+
+
 def plain_gradient(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     return torch.autograd.grad(net(x.clone())[range(len(x)), target].sum(), x)[0]
@@ -285,7 +306,10 @@ def compare(net: nn.Module, x: Tensor, e: Explanation) -> tuple[dict[str, float]
     if (e.grid.layout, e.grid.prefix, e.grid.u, e.grid.v) != (layout, prefix, *A.shape[2:]):
         faults.append(f"the grid: {layout} with {prefix} others, {tuple(A.shape[2:])}")
     g = torch.zeros_like(A) if dyc_dA is None else read_cells(dyc_dA, size)[0]
-    if not e.layer_note and dyc_dx is not None and dyc_dx.any():
+    goes_around = dyc_dx is not None and bool(dyc_dx.any())
+    if goes_around and prefix:
+        goes_around = patches_go_around(net, e.layer, x, prefix)
+    if not e.layer_note and goes_around:
         faults.append("not the trunk: other ways lead around the layer")
     if not e.layer_note and (g != 0).any(1).double().mean() <= 0.1:
         faults.append("not live: the logit does not depend on its cells")

@@ -111,16 +111,18 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize("prefix", [1, 2, 5])
-def test_behind_the_last_block_nobody_reads_the_patches_of_a_class_token(prefix):
+def test_a_class_token_reads_the_patches_through_the_last_norm(prefix):
     net, x = ViT(prefix).double().eval(), torch.rand(1, 3, 16, 24, dtype=torch.float64)
-    assert find_layer(net, x) == FoundLayer("blocks.0")
+    assert find_layer(net, x) == FoundLayer("blocks.1.norm")
     explanation = explain(net, x, 1)
     assert explanation.grid == Grid(4, 6, "tokens", prefix)
     assert (explanation.stride, explanation.stride_inferred) == ((4, 4), True)
     assert explanation.pad == (0, 0)
-    A = net.blocks[0](torch.cat([net.tokens, net.patches(x).flatten(2).mT], 1)).detach()
-    A.requires_grad_()
-    (g,) = torch.autograd.grad(net.head(net.norm(net.blocks[1](A))[:, 0])[0, 1], A)
+    before = net.blocks[0](torch.cat([net.tokens, net.patches(x).flatten(2).mT], 1)).detach()
+    A = net.blocks[1].norm(before).detach().requires_grad_()
+    q, k, v = net.blocks[1].qkv(A).chunk(3, -1)
+    behind = before + net.blocks[1].proj((q @ k.mT / 8**0.5).softmax(-1) @ v)
+    (g,) = torch.autograd.grad(net.head(net.norm(behind)[:, 0])[0, 1], A)
     alpha = g[0, prefix:].mean(0)
     L_c = (A[0, prefix:].detach() @ alpha).clamp(min=0).view(1, 4, 6)
     torch.testing.assert_close(explanation.alpha[0], alpha, rtol=1e-12, atol=1e-15)
@@ -135,7 +137,7 @@ def test_a_head_of_zeros_hides_no_layer():
     net = ViT()
     nn.init.zeros_(net.head.weight)
     found = find_layer(net, torch.rand(1, 3, 16, 24))
-    assert found.name == "blocks.0"
+    assert found.name == "blocks.1.norm"
     assert found.note.startswith("the logit depends on no layer, as its weights are zero")
 
 

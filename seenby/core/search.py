@@ -78,11 +78,25 @@ def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutpu
     at_G = [output for output in learned if same_cells(output, leaf)]
     trunk = (output for output in at_G if output.edge and every_path_passes(output.edge, y_c, x))
     if layer := first_live(trunk, y_c):
-        return FoundLayer(layer.name)
+        return FoundLayer((norm_that_reads(outputs, layer, at_G[0], y_c) or layer).name)
     norms = [output for output in outputs if output.is_norm and same_cells(output, leaf)]
     layer = first_live([*norms, *at_G], y_c) or leaf
     return FoundLayer(layer.name, "no layer carries all of the evidence, as the network has "
                       f"several streams; {layer.name} carries some of it")
+
+
+def norm_that_reads(outputs: Sequence[LayerOutput], layer: LayerOutput, last: LayerOutput,
+                    y_c: Tensor) -> LayerOutput | None:
+    """Of a class token's network: the norm through which the token sees the patches for good.
+
+    After the last live block nobody reads the patches but the next one's attention, and that
+    through its norm, whose map is the better one: see docs/networks.md. last: whose patches nobody
+    reads, if it is another layer.
+    """
+    if not layer.grid.prefix or layer is last:
+        return None
+    behind = outputs[: outputs.index(layer)]
+    return first_live((o for o in behind if o.is_norm and same_cells(o, layer)), y_c)
 
 
 def first_live(outputs: Iterable[LayerOutput], y_c: Tensor) -> LayerOutput | None:

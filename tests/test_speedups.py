@@ -286,6 +286,16 @@ def test_alike_pixels_stay_alike(network, digits, B):
     assert exact.R.abs().amax((1, 2, 3)).min() > 0.2
 
 
+def test_grey_pixels_are_explained_under_autocast(network, digits):
+    x = network.tensor([digits[0].image])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = explain(network.module, x, layer="conv2")
+        with speedups.off():
+            plain = explain(network.module, x, layer="conv2")
+    assert found.logits.dtype == torch.bfloat16
+    assert_close(found, plain, 0)
+
+
 # ------------------------------------------------------------------------------- batch norms
 
 

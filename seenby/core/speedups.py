@@ -65,9 +65,12 @@ class OneChannelConv2d(torch.autograd.Function):
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any) -> Tensor:
-    """F.conv2d; OneChannelConv2d where it applies: grey pixels on a CPU, frozen weights."""
+    """F.conv2d; OneChannelConv2d where it applies: grey pixels on a CPU, frozen weights.
+
+    Not under autocast, which gives its backward pass a gradient of another type than the weights'.
+    """
     is_grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
-    is_grey = is_grey and torch.is_grad_enabled()
+    is_grey = is_grey and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     # As nn.Conv2d calls it: (stride, padding, dilation, groups), the first two as pairs of numbers.
     is_usual = is_grey and how[2:] == ((1, 1), 1) and all(map(is_pair, how[:2]))
     is_frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)

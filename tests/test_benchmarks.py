@@ -3,9 +3,11 @@
 import csv
 import json
 import statistics
+import time
 from dataclasses import replace
 
 import drawn
+import gpu
 import layers
 import peers
 import pytest
@@ -35,6 +37,49 @@ def test_all_contestants_find_the_same_maps(n_classes):
     for low, high in ((1, 0), (0, 2)):  # the median lies between the others
         for times in found["times ours"].values():
             assert times[low] <= times[high]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_tokens_and_in_bf16_all_who_can_find_the_same_maps(monkeypatch):
+    def subject(_name, B, _device):
+        torch.manual_seed(0)
+        net = peers.torchvision.models.VisionTransformer(32, 8, 3, 2, 24, 48)
+        nn.init.normal_(net.heads.head.weight)
+        return net.eval(), torch.rand(B, 3, 32, 32)
+
+    monkeypatch.setattr(peers, "subject", subject)
+    found = peers.cell("vit_b_16", 2, 1, rounds=1)
+    assert found["left out"] == {
+        "Captum": "LayerGradCam reads no tokens: it averages each over its channels"}
+    assert {*found["seconds"], "Captum"} == {*peers.CONTESTANTS}
+    for difference in found["difference"].values():
+        assert max(difference.values()) < 1e-4
+    found = peers.cell("vit_b_16", 2, 1, rounds=1, precision="bf16")
+    apart = found["distance from float32"]
+    assert {*apart, "Captum", "floor"} == {*peers.CONTESTANTS}
+    for maps in apart.values():
+        assert all(1e-4 < each < 0.2 for each in maps)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_takes_long_is_measured_once_and_no_round_begins_late():
+    found = peers.cell("course", 2, 1, rounds=3, patience=0)
+    assert found["rounds"] == 1
+    start = time.monotonic()
+    assert peers.cell("course", 2, 1, rounds=10**6, until=start)["rounds"] == 1
+    assert time.monotonic() - start < 10
+    assert peers.spread([6.0], [1.0, 2.0, 9.0]) == [3, 3, 3]
+
+
+def test_cells_of_a_gpu_have_a_file_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    one = {"network": "course", "batch": 1, "classes": 1}
+    half, again = one | {"precision": "bf16"}, one | {"precision": "float32", "rounds": 9}
+    for found in (half, one | {"precision": "float32"}, again):
+        peers.keep(found, tmp_path / "cells.json")
+    kept = json.loads((tmp_path / "cells.json").read_text())
+    assert kept["cells"] == [again, half]
+    assert kept["machine"]["card"] == "a card"
 
 
 def test_a_difference_is_seen():
@@ -180,6 +225,38 @@ def test_a_quick_study_of_layers_runs(capsys):
     for line, (name, network) in zip(lines, kept["networks"].items(), strict=False):
         assert line.startswith(f"{name}, seed 0: ")
         assert line.endswith(f" {network['default']}")
+
+
+def test_what_fails_or_does_not_fit_is_told_and_the_rest_follows():
+    def fail():
+        raise RuntimeError("CUDA error:\nno kernel")
+
+    end = time.monotonic() + 5
+    assert gpu.do(("a", 1, lambda: {"found": 1}), end) == {"found": 1}
+    assert gpu.do(("b", 1, fail), end) == "failed: RuntimeError: CUDA error: no kernel"
+    assert gpu.do(("c", 60, fail), end).startswith("skipped: it may need 60 s, and ")
+
+
+def test_the_stages_share_the_time():
+    spent = {"all batches": 10.0, "prepare": 1.0, "prepare and transfer": 1.5, "network": 6.0,
+             "decode": 1.0, "transfer back": 0.5, "write": 5.0}  # fmt: skip
+    assert gpu.shares(spent, 12.0) == {
+        "seconds of": {"start and figure": 2, "batches": 10},
+        "share of the batches' time": {"prepare": 0.1, "network": 0.6, "decode": 0.1,
+                                       "transfer back": 0.05, "transfer": 0.05, "rest": 0.1,
+                                       "write, of two threads": 0.5}}  # fmt: skip
+
+
+@pytest.mark.slow  # whole runs
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is quick on a CPU")
+def test_a_quick_look_at_a_gpu_runs_on_a_cpu(capsys):
+    before = {path: path.stat().st_mtime for path in gpu.ROOT.glob("benchmarks/*.json")}
+    assert gpu.main(["--quick"]) == 0
+    assert {path: path.stat().st_mtime for path in gpu.ROOT.glob("benchmarks/*.json")} == before
+    _, *lines = capsys.readouterr().out.splitlines()
+    names = [line[10:].partition(": ")[0] for line in lines]
+    assert [names.count(part) for part in ("maps", "smoke", "run", "peers")] == [1, 4, 6, 2]
+    assert [line for line in lines if "failed" in line or "skipped" in line] == []
 
 
 # ------------------------------------------------------------------------------------------ zoo

@@ -377,7 +377,9 @@ def environment(device: str) -> dict[str, Any]:
             found[name] = version(name)
         except ModuleNotFoundError:
             found[name] = "not there"
-    return found | {"cuda": torch.version.cuda}
+    TF32 = {"convolutions": torch.backends.cudnn.allow_tf32,
+            "matrices": torch.backends.cuda.matmul.allow_tf32}  # fmt: skip
+    return found | {"cuda": torch.version.cuda, "TF32": TF32}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -407,7 +409,22 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{now - start:6.1f} s  {name}: {text(record[name])}", flush=True)
             if not options.quick:
                 (options.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(table_of_cells(record))
     return 0
+
+
+def table_of_cells(record: dict[str, Any]) -> str:
+    """Of the peers' cells: milliseconds, then MiB of two, and how far our bf16 is from float32."""
+    rows = [f"{'milliseconds':<24}" + "".join(f"{who[:16]:>18}" for who in peers.CONTESTANTS)
+            + f"{'MiB: floor':>12}{'seenby':>8}  bf16 from float32: L_c, R"]  # fmt: skip
+    for name, found in record.items():
+        if name.startswith("peers: ") and isinstance(found, dict):
+            seconds, MiB = found["seconds"], found["MiB"]
+            times = [f"{1000 * seconds[who]:18.2f}" if who in seconds else f"{'-':>18}"
+                     for who in peers.CONTESTANTS]
+            rows.append(f"{name[7:]:<24}{''.join(times)}{MiB['floor']:12.0f}{MiB['seenby']:8.0f}  "
+                        f"{found.get('distance from float32', {}).get('seenby', '')}")
+    return "\n".join(rows)
 
 
 def text(found: Any) -> str:

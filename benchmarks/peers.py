@@ -119,6 +119,7 @@ def pytorch_grad_cam(net: nn.Module, layer: str, grid: Grid) -> Contestant:
             each = [guided(x[i : i + 1], c) for i, c in enumerate(targets)]  # it takes no batch
             R = torch.stack([torch.as_tensor(one).permute(2, 0, 1) for one in each])
             _both = R * L_c[:, None]
+        cam.outputs = None  # else it keeps the graph, and others lack its memory, to its next call
         return L_c, R
 
     return run
@@ -161,8 +162,7 @@ def cell(name: str, B: int, n_classes: int, rounds: int, device: str = "cpu",
     net, x = subject(name, B, device)
     classes = [[(i + k) % 10 for i in range(B)] for k in range(n_classes)]
     layer = find_layer(net, x[:1]).name
-    run, left_out = ready(net, layer, x, classes, precision)
-    maps = {who: go(x, classes) for who, go in run.items()}
+    run, maps, left_out = ready(net, layer, x, classes, precision)
     seconds, memory = {}, {}
     for who, go in run.items():
         once, memory[who] = peak_MiB(partial(timed, go, x, classes), device)
@@ -199,22 +199,25 @@ def subject(name: str, B: int, device: str) -> tuple[nn.Module, Tensor]:
     return net.eval(), x
 
 
-def ready(net: nn.Module, layer: str, x: Tensor, classes: list[list[int]],
-          precision: str) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """The contestants, each with a network of its own and warmed up; and why the others are not."""
+def ready(
+    net: nn.Module, layer: str, x: Tensor, classes: list[list[int]], precision: str
+) -> tuple[dict[str, Contestant], dict[str, Maps | None], dict[str, str]]:
+    """The contestants, each with a network of its own and warmed up; what they found; and why
+    others are left out."""
     grid = explain(net, x[:1], layer=layer, guided=False).grid
     run: dict[str, Contestant] = {}
+    maps: dict[str, Maps | None] = {}
     left_out: dict[str, str] = {}
     for who, make in CONTESTANTS.items():
         try:
             go = in_precision(make(copy.deepcopy(net), layer, grid), precision)
-            go(x, classes)
+            maps[who] = go(x, classes)
             run[who] = go
         except Exception as error:
             if who in ("floor", OURS, OURS_CAM):
                 raise
             left_out[who] = message_of(error)
-    return run, left_out
+    return run, maps, left_out
 
 
 def in_precision(go: Contestant, precision: str) -> Contestant:
@@ -278,10 +281,10 @@ def from_float32(run: dict[str, Contestant], net: nn.Module, layer: str, x: Tens
                  classes: list[list[int]]) -> dict[str, list[float]]:
     """Of each one's maps, Grad-CAM and guided: ||theirs - theirs in float32|| / ||the latter||."""
     classes = [targets[: len(x)] for targets in classes]
-    exact, _ = ready(net, layer, x, classes, "float32")
+    _, exact, _ = ready(net, layer, x, classes, "float32")
     found = {}
     for who in run:
-        pair = run[who](x, classes), exact[who](x, classes)
+        pair = run[who](x, classes), exact.get(who)
         if pair[0] and pair[1]:
             both = zip(pair[0], pair[1], strict=True)
             found[who] = [round(distance(a, b), 5) for a, b in both

@@ -202,7 +202,7 @@ def test_the_page_says_what_the_study_of_layers_found():
     right = [seed["accuracy"] for seed in seeds]
     assert f"{min(right):.0%} to {max(right):.0%}".replace("%", "", 1).replace("%", " %") in (
         layers.PAGE.read_text().replace("\n", " "))  # fmt: skip
-    for name, better in (("ViT", ()), ("Swin", ("pointing", "own", "occlusion"))):
+    for name, better in (("ViT", layers.MEASURES), ("Swin", ("pointing", "own", "occlusion"))):
         network = networks[name]
         for each in (network["all"], *(seed["layers"] for seed in network["seeds"].values())):
             for measure in layers.MEASURES:

@@ -119,6 +119,8 @@ def compare_devices(device: str, name: str) -> dict[str, Any]:
     here = explain(net, x)
     there = explain(net.to(device), x.to(device), here.target, here.layer)
     chosen = explain(net, x.to(device))
+    assert here.target is not None
+    assert chosen.target is not None
     return {"layer": here.layer, "the same layer": chosen.layer == here.layer,
             "the same classes": chosen.target.tolist() == here.target.tolist(),
             **found, "float32 as PyTorch is set": distances(there, here)}  # fmt: skip
@@ -209,6 +211,7 @@ def out_of_memory(plan: Plan) -> dict[str, Any]:
         if plan.device == "cpu" and len(items) > 2:
             torch.empty(2**60)  # a CPU would rather be killed than say so
         found = explain(net, torch.cat(items), layer=layer)
+        assert found.target is not None
         return list(zip(found.target.tolist(), found.L_c.amax((1, 2)).tolist(), strict=True))
 
     layer = explain(net, x).layer

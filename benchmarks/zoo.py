@@ -316,6 +316,7 @@ def compare(net: nn.Module, x: Tensor, e: Explanation) -> tuple[dict[str, float]
     alpha = g.flatten(2).sum(-1) / (A.shape[2] * A.shape[3])
     summed = torch.einsum("bk,bkuv->buv", alpha, A)
     of_sum = largest((alpha.abs()[..., None, None] * A.abs()).sum(1))
+    assert e.target is not None
     with EveryReLUIsGuided():
         R = plain_gradient(net, x, e.target)
     assert e.R is not None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seenby.outputs.colors import Style, overlay
     from seenby.outputs.figure import draw_grid
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _HOMES = {
     "seenby.core.explanation": ("Explanation", "explain", "explain_many"),

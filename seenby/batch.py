@@ -16,17 +16,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from seenby.core.explanation import Explanation, explain, explain_many
 from seenby.core.placement import gaussian_blur
+from seenby.core.targets import Target
 from seenby.inputs.classes import class_indices
 from seenby.inputs.networks import Network
 from seenby.inputs.pictures import Item, Picture, list_items, load_picture
 from seenby.machine import split_on_oom, threads_for
 from seenby.outputs.figure import SIGNED
 from seenby.outputs.store import Result
-from seenby.outputs.table import explained_row, skipped_row, unpicked_row
+from seenby.outputs.table import NOT_FINITE, explained_row, prediction, skipped_row, unpicked_row
 from seenby.settings import Settings
 
-Prediction = tuple[str, float]  # the class and its probability
-Targets = Sequence[str | int]  # "predicted", "label" or a class
+Prediction = tuple[str, str]  # the classes and their probabilities, as in the table
 
 
 class Batches(IterableDataset[tuple[int, list[Picture]]]):
@@ -36,7 +36,7 @@ class Batches(IterableDataset[tuple[int, list[Picture]]]):
                  done: Container[int] = ()) -> None:
         self.settings, self.wanted, self.done = settings, wanted, done
         # Not the network itself: a worker needs no copy of it.
-        self.preprocessing, self.classes = network.preprocessing, network.classes
+        self.preprocessing, self.classes = network.preprocessing, network.labels
 
     def items(self) -> Iterator[Item]:
         """All there are, or --limit; that counts those that are picked, where some are picked."""
@@ -65,8 +65,8 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def explain_batch(batch: list[Picture], network: Network, settings: Settings, targets: Targets,
-                  picks_left: int) -> list[Result]:
+def explain_batch(batch: list[Picture], network: Network, settings: Settings,
+                  targets: Sequence[Target], picks_left: int) -> list[Result]:
     """What becomes of each picture; --pick chooses among them, at most picks_left."""
     readable = [picture for picture in batch if picture.image is not None]
     predictions: dict[str, Prediction] = {}
@@ -93,21 +93,18 @@ def result_of(picture: Picture, explanations: list[Explanation] | None,
     if explanations is None and prediction:
         return Result(picture, [], [unpicked_row(picture, *prediction)])
     if explanations is not None:
-        note = f"{picture.name}: the network outputs NaN or infinity; give another picture"
+        note = f"{picture.name}: {NOT_FINITE}; give another picture"
         picture = replace(picture, note=note)
     return Result(picture, [], [skipped_row(picture)])
 
 
 def predict(network: Network, pictures: list[Picture]) -> list[Prediction]:
-    logits = explain(network.module, tensor_of(network, pictures), layer=network.layer,
-                     guided=False).logits
-    classes = logits.argmax(1)
-    probabilities = logits.softmax(1).gather(1, classes[:, None])[:, 0]
-    return [(network.classes[c], probability)
-            for c, probability in zip(classes.tolist(), probabilities.tolist(), strict=True)]
+    explanation = explain(network.module, tensor_of(network, pictures), layer=network.layer,
+                          guided=False, task=network.task)
+    return [prediction(each, network.classes) for each in explanation.apply(Tensor.cpu)]
 
 
-def explain_pictures(network: Network, settings: Settings, targets: Targets,
+def explain_pictures(network: Network, settings: Settings, targets: Sequence[Target],
                      pictures: list[Picture]) -> list[list[Explanation]]:
     """Of each picture: target by target, methods within; none where one of them is not finite."""
     words: dict[Any, Any] = {"predicted": None}
@@ -116,9 +113,9 @@ def explain_pictures(network: Network, settings: Settings, targets: Targets,
     guided = any(panel in SIGNED for panel in settings.style.panels)
     explanations = to_cpu(explain_many(
         network.module, tensor_of(network, pictures), [words.get(t, t) for t in targets],
-        network.layer, settings.method, settings.pad, guided,
+        network.layer, settings.method, settings.pad, guided, task=network.task,
     ))  # fmt: skip
-    finite = torch.stack([*map(all_finite, explanations)]).all(0).tolist()
+    finite = torch.stack([each.is_finite for each in explanations]).all(0).tolist()
     blurred = [replace(explanation, heatmap=gaussian_blur(explanation.heatmap, settings.blur))
                for explanation in explanations]
     by_picture = zip(*blurred, strict=True)
@@ -128,12 +125,6 @@ def explain_pictures(network: Network, settings: Settings, targets: Targets,
 
 def tensor_of(network: Network, pictures: Sequence[Picture]) -> Tensor:
     return network.tensor([p.image for p in pictures if p.image])
-
-
-def all_finite(explanation: Explanation) -> Tensor:
-    """(B,) whether the network outputs numbers."""
-    maps = (explanation.logits, explanation.heatmap, explanation.R, explanation.guided_cam)
-    return torch.stack([m.isfinite().flatten(1).all(1) for m in maps if m is not None]).all(0)
 
 
 def to_cpu(explanations: list[Explanation]) -> list[Explanation]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from seenby.core.methods import METHODS
+from seenby.core.tasks import TASKS
 from seenby.errors import PROGRAM, InputError
 from seenby.inputs.classes import read_class_names
 from seenby.inputs.networks import EXAMPLES
@@ -73,6 +74,8 @@ def parse_settings(argv: Sequence[str] | None) -> Settings:
         options[name] = tuple(dict.fromkeys(options[name]))  # each once, in their order
     style = {name: options.pop(name) for name in ("panels", "colormap", "opacity")}
     settings = Settings(style=Style(**style), **options)
+    if settings.like and settings.task != "embedding":
+        raise InputError("--like was given, which is for embeddings; give --task embedding with it")
     if not settings.model:
         raise InputError(f"no network was given; give {EXAMPLES}")
     if not (settings.images or settings.list_layers):
@@ -125,6 +128,8 @@ def network_options(add: Add) -> None:
         help="of the training pixels, a number a channel (default: the network's)")
     add("--std", action=ListOption, convert=parse_channels, metavar="NUMBER",
         help="likewise (default: the network's)")
+    add("--task", choices=TASKS, help="what the output means (default: found by its shape and by a "
+        "final sigmoid; regression and embedding have to be named)")
     add("--device", type=parse_device, default="cpu", help=f"cpu, cuda or mps {DEFAULT}")
     add("--list-layers", action="store_true",
         help="print the table of the network's layers, and stop")
@@ -132,8 +137,10 @@ def network_options(add: Add) -> None:
 
 def explanation_options(add: Add) -> None:
     add("--target", action=ListOption, convert=parse_target, default=("predicted",),
-        metavar="CLASS", help="the classes to explain: 'predicted', 'label', numbers or names "
-        "(default: predicted)")
+        metavar="CLASS", help="the classes to explain: 'predicted', 'label', numbers or names; "
+        "'top:3', the three most probable; of a regression 'up:0' or 'down:0' (default: predicted)")
+    add("--like", type=existing_source, metavar="PICTURE", help="of an embedding: explain what "
+        "makes pictures alike to this one (default: none)")
     add("--method", action=ListOption, convert=one_of(METHODS), default=("gradcam",),
         metavar="METHOD", help=f"{', '.join(METHODS)} (default: gradcam)")
     add("--layer", metavar="NAME", help="whose maps, or tokens, are explained (default: the last "

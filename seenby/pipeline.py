@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 from seenby.batch import Batches, explain_batch
 from seenby.core.explanation import Explanation
 from seenby.core.layers import list_layers
+from seenby.core.targets import Like, Ranked, Target, embedding_of, expand_targets
 from seenby.errors import InputError, warn
 from seenby.inputs.classes import target_class
 from seenby.inputs.networks import Network, load_network
-from seenby.inputs.pictures import Picture
+from seenby.inputs.pictures import Picture, read_pictures
 from seenby.machine import Ranks, keep_freed_memory, return_freed_memory
 from seenby.outputs.figure import draw_grid
 from seenby.outputs.record import run_record
@@ -40,7 +41,7 @@ class Run:
 
     settings: Settings
     network: Network
-    targets: tuple[str | int, ...]  # "predicted", "label" or a class
+    targets: tuple[Target, ...]  # "predicted" and "label" among them
     ranks: Ranks
     output: OutputFolder
     total: int  # pictures
@@ -50,7 +51,7 @@ def execute(settings: Settings, ranks: Ranks) -> int:
     """Read, explain and write; 1 if a picture had to be left out, else 0."""
     started = time.perf_counter()
     network = load_network(settings.model, settings.weights, settings.layer, settings.class_names,
-                           settings.size, settings.mean, settings.std)
+                           settings.size, settings.mean, settings.std, settings.task)
     if settings.list_layers:
         print(table_of_layers(network))
         return 0
@@ -73,9 +74,8 @@ def prepare(settings: Settings, network: Network, ranks: Ranks) -> Run:
     if ranks.world_size > 1 and settings.pick != "all" and settings.limit:
         raise InputError("--pick with --limit was given to several processes, of which none knows "
                          "what the others picked; drop one of them, or use one process")
-    # A class may be given by its name and by its number: it is explained once.
-    targets = tuple(dict.fromkeys(target_class(w, network.classes) for w in settings.target))
-    mark, total = fingerprint(network, settings)
+    targets = targets_of(settings, network)
+    mark, total = fingerprint(network, settings, targets)
     if not settings.resume and ranks.world_size == 1:
         OutputFolder.forget_parts(settings.out)
     if len(ranks.all_gather("pictures", mark)) > 1:
@@ -90,10 +90,28 @@ def prepare(settings: Settings, network: Network, ranks: Ranks) -> Run:
     return Run(settings, network, targets, ranks, output, total)
 
 
-def fingerprint(network: Network, settings: Settings) -> tuple[str, int]:
+def targets_of(settings: Settings, network: Network) -> tuple[Target, ...]:
+    """The words of --target, or the picture of --like, as explain_many takes them, each once."""
+    if network.task != "embedding":
+        words = expand_targets(settings.target)
+        targets = (target_class(w, network.classes) if isinstance(w, str) else w for w in words)
+        # A class may be given by its name and by its number.
+        return tuple(dict.fromkeys("predicted" if t == Ranked(0) else t for t in targets))
+    if settings.like is None:
+        raise InputError("the task is embedding; give --like PICTURE, which others are compared to")
+    picture = next(read_pictures([settings.like], network.preprocessing))
+    if picture.image is None:
+        raise InputError(picture.note)
+    embedding = embedding_of(network.module, network.tensor([picture.image]))
+    return (Like(embedding, picture.name),)
+
+
+def fingerprint(network: Network, settings: Settings,
+                targets: tuple[Target, ...]) -> tuple[str, int]:
     """Of the settings, the weights and the pictures' names, which are counted, too."""
     mark, total = settings.fingerprint(), 0
-    for weight in [*network.module.parameters(), *network.module.buffers()]:
+    likes = (target.embedding for target in targets if isinstance(target, Like))
+    for weight in [*network.module.parameters(), *network.module.buffers(), *likes]:
         array: Any = weight.detach().contiguous().numpy()
         mark = zlib.crc32(array, mark)
     for name, label, _ in Batches(settings, network).items():
@@ -208,9 +226,9 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
         warn(f"skipped: {note}")
     if not settings.quiet:
         print(summary(
-            run.network.title, explanations[0], settings.pad, tally, seconds=seconds,
+            run.network, explanations[0], settings.pad, tally, seconds=seconds,
             columns=settings.columns, per_picture=len(run.targets) * len(settings.method),
-            written=output.written(), layer_note=run.network.layer_note,
+            written=output.written(),
         ))  # fmt: skip
 
 

@@ -32,9 +32,11 @@ class Settings:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     device: str = field(default="cpu", metadata=KEEPS_RESULTS)
+    task: str | None = None
     list_layers: bool = field(default=False, metadata=KEEPS_RESULTS)
     # the explanation
     target: tuple[str, ...] = ("predicted",)
+    like: str | None = None
     method: tuple[str, ...] = ("gradcam",)
     layer: str | None = None
     pad: Pad = "auto"

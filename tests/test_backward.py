@@ -22,7 +22,7 @@ def test_guided_backprop_by_hand():
         net[0].weight[:] = torch.tensor([3.0, 2.0, -1.0]).view(3, 1, 1, 1)
         net[3].weight[:] = torch.tensor([[1.0, 1.0, -1.0, -1.0, -1.0, -1.0]])
     x = torch.tensor([[[[2.0, -2.0]]]])
-    explanation = explain(net, x, target=0, pad=0)
+    explanation = explain(net, x, target=1, pad=0)  # its one logit speaks for class 1
     torch.testing.assert_close(explanation.R, torch.tensor([[[[3.0, 0.0]]]]))  # plain: [[1, 1]]
     torch.testing.assert_close(explanation.guided_cam, explanation.R * explanation.heatmap[:, None])
 
@@ -107,12 +107,13 @@ class Headed(nn.Module):
         (MEAN, False, 1),
         (MEAN, True, 4),  # one in vain
         (nn.Sequential(nn.GroupNorm(2, 6), *MEAN), False, 3),
-        (Attention(), False, 1),
+        (Attention, False, 1),
     ],
     ids=["mean", "numpy", "group norm", "attention"],
 )
 def test_several_targets_walk_the_head_once_where_they_can(monkeypatch, head, numpy, walks):
     monkeypatch.setattr(Counted, "numpy", numpy)
+    head = head() if head is Attention else head  # with the test's own random weights
     net, x = Headed(head).double(), torch.rand(4, 2, 9, 9, dtype=torch.float64)
     targets = [2, None, [4, 3, 2, 1]]
     for guided in (False, True):

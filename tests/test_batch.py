@@ -13,7 +13,7 @@ from PIL import Image
 from running import course_run, explained_in, files_in, seenby, table_in
 
 from seenby import Style, explain, overlay
-from seenby.batch import Batches, all_finite, batched, explain_batch, predict, to_cpu
+from seenby.batch import Batches, batched, explain_batch, predict, to_cpu
 from seenby.core.backward import guided_backprop
 from seenby.core.placement import gaussian_blur
 from seenby.outputs.colors import enlarged
@@ -151,7 +151,7 @@ def test_predictions_are_the_most_probable_classes(network, digits):
     assert [name for name, _ in found] == [digit.label for digit in digits]
     logits = network.module(network.tensor([digit.image for digit in digits]))
     expected = logits.softmax(1).max(1).values.tolist()
-    assert [probability for _, probability in found] == pytest.approx(expected, abs=1e-6)
+    assert [float(probability) for _, probability in found] == pytest.approx(expected, abs=1e-6)
 
 
 # ----------------------------------------------------------------------------------- explained
@@ -252,12 +252,12 @@ def test_what_becomes_of_each_picture_of_a_batch(network, digits):
 
 def test_a_map_that_is_not_finite_anywhere_is_found(network, digits):
     both = explain(network.module, network.tensor([digit.image for digit in digits[:2]]))
-    assert all_finite(both).tolist() == [True, True]
+    assert both.is_finite.tolist() == [True, True]
     for name in ("logits", "heatmap", "R", "guided_cam"):
         values = getattr(both, name).clone()
         values[1].view(-1)[3] = torch.inf
-        assert all_finite(replace(both, **{name: values})).tolist() == [True, False]
-    assert all_finite(replace(both, R=None, guided_cam=None)).tolist() == [True, True]
+        assert replace(both, **{name: values}).is_finite.tolist() == [True, False]
+    assert replace(both, R=None, guided_cam=None).is_finite.tolist() == [True, True]
 
 
 def test_one_transfer_brings_every_tensor_as_it_was(network, digits):

@@ -250,10 +250,10 @@ def test_a_network_of_ones_own(own, tmp_path):
         ("Missing", r"own.py:Missing raised KeyError \('Missing'\); give a file and the class"),
         ("number", "own.py:number made no network but int; return the network"),
         ("leaves", r"own.py:leaves raised SystemExit \(7\)"),
-        ("Forgets", r"Forgets of own.py, as it comes can't take pictures .*no such thing"),
+        ("Forgets", r"Forgets of own.py can't take pictures .*no such thing"),
         ("fails", r"own.py:fails raised RuntimeError \(in your own code\)"),
         ("fixed",
-         r"fixed of own.py, as it comes can't take pictures of 3 x 224 x 224 \(.*give --s"),
+         r"fixed of own.py can't take pictures of 3 x 224 x 224 \(.*give --s"),
     ],
 )  # fmt: skip
 def test_a_network_of_ones_own_that_fails(own, name, words):

@@ -141,15 +141,15 @@ def test_a_run_begins_anew_where_another_wrote(go, tmp_path, digit_folder):
 
 def test_a_fingerprint_is_of_settings_weights_names_and_labels(digit_folder, tmp_path, network):
     settings = Settings(images=(str(digit_folder),))
-    mark, total = fingerprint(network, settings)
+    mark, total = fingerprint(network, settings, ())
     assert total == 8
-    assert fingerprint(network, settings) == (mark, total)
+    assert fingerprint(network, settings, ()) == (mark, total)
     shutil.copytree(digit_folder, tmp_path / "other")
     shutil.move(tmp_path / "other" / "7", tmp_path / "other" / "9")
     labels = Settings(images=(str(tmp_path / "other"),))
     other = load_network(COURSE[1], "none", size=(28, 28), mean=(0.1307,), std=(0.3081,))
-    marks = {mark, fingerprint(network, labels)[0], fingerprint(other, settings)[0],
-             fingerprint(network, Settings(images=settings.images, blur=1.0))[0]}  # fmt: skip
+    marks = {mark, fingerprint(network, labels, ())[0], fingerprint(other, settings, ())[0],
+             fingerprint(network, Settings(images=settings.images, blur=1.0), ())[0]}  # fmt: skip
     assert len(marks) == 4
 
 

@@ -17,6 +17,7 @@ OTHERS = {  # another valid value for every field
     "weights": "none", "class_names": ("cat", "dog"), "size": (28, 28), "mean": (0.5,),
     "std": (0.25,), "device": "cuda:0", "list_layers": True, "target": ("label", "3"),
     "method": ("xgradcam",), "layer": "conv1", "pad": 3, "style": Style(opacity=0.25),
+    "task": "binary", "like": "ref.jpg",
     "blur": 1.5, "uncropped": True, "columns": 3, "overlays": False, "raw": False,
     "save_maps": "float16", "gallery": True, "out": Path("elsewhere"), "batch_size": 3,
     "workers": 77, "resume": True, "quiet": True,

@@ -92,8 +92,8 @@ def assert_close(found, expected, tolerance):
     """Two explanations, equal to a share of each tensor's largest value."""
     for name, value in vars(expected).items():
         if isinstance(value, torch.Tensor):
-            difference = (getattr(found, name) - value).abs().max()
-            assert difference <= tolerance * value.abs().max(), name
+            difference = (getattr(found, name).double() - value.double()).abs().max()
+            assert difference <= tolerance * value.double().abs().max(), name
         else:
             assert getattr(found, name) == value, name
 

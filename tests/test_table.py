@@ -74,7 +74,7 @@ def test_rows_of_pictures_that_are_not_explained():
     skipped = skipped_row(Picture("x", None, "3", "broken"))
     known = {"image": "x", "label": "3", "status": "skipped", "note": "broken"}
     assert skipped == dict.fromkeys(COLUMNS, "") | known
-    unpicked = unpicked_row(Picture("x", None, "3", "bright"), "cat", 0.25)
+    unpicked = unpicked_row(Picture("x", None, "3", "bright"), "cat", "0.250000")
     known |= {"status": "not picked", "predicted": "cat", "predicted_probability": "0.250000"}
     assert unpicked == dict.fromkeys(COLUMNS, "") | known | {"note": "bright"}
 

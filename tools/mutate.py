@@ -24,6 +24,7 @@ STATE, PICTURES = "seenby/core/state.py", "seenby/inputs/pictures.py"
 PIPELINE, STORE = "seenby/pipeline.py", "seenby/outputs/store.py"
 COLORS, TABLE = "seenby/outputs/colors.py", "seenby/outputs/table.py"
 GRIDS, SEARCH = "seenby/core/grids.py", "seenby/core/search.py"
+TASKS, TARGETS = "seenby/core/tasks.py", "seenby/core/targets.py"
 SCRIPT = "SID_a4.py"
 
 MUTANTS = {  # name -> the file, what stands in it, and what stands there instead
@@ -40,14 +41,58 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "axes of the map swapped": (EXPLANATION, "@ A.flatten(2)", "@ A.mT.flatten(2)"),
     "gradient twice as large": (
         EXPLANATION,
-        "scatter_(2, c[..., None], 1)",
-        "scatter_(2, c[..., None], 2)",
+        "seeds = torch.eye(",
+        "seeds = 2 * torch.eye(",
     ),
     "class: the least likely one": (
-        EXPLANATION,
-        "return logits.detach().argmax(1)",
-        "return logits.detach().argmin(1)",
+        TARGETS,
+        "return ending.order.argmax(1)",
+        "return ending.order.argmin(1)",
     ),
+    "top: one rank too far": (TARGETS, "range(int(top[1]))", "range(1, int(top[1]) + 1)"),
+    "top: from the least probable": (TARGETS, "descending=True", "descending=False"),
+    "regression: down is up": (TARGETS, '-y_c if direction == "down" else y_c', "y_c"),
+    "embedding: not the cosine": (
+        TARGETS,
+        "F.cosine_similarity(y, like.embedding.detach().to(y), dim=1)",
+        "(y * like.embedding.detach().to(y)).sum(1)",
+    ),
+    "a function's numbers without a gradient": (TARGETS, "if not y_c.requires_grad:", "if False:"),
+    "binary: both classes alike": (TASKS, "torch.cat([-z, z], 1)", "torch.cat([z, z], 1)"),
+    "binary: softmax of both ways": (
+        TASKS,
+        "scores=both_ways, probabilities=lambda _, S: S.sigmoid()",
+        "scores=both_ways, probabilities=lambda _, S: S.softmax(1)",
+    ),
+    "multilabel: one label alone": (TASKS, "        is_several=True,\n", ""),
+    "multilabel: labels from 0 up": (TASKS, "self.probabilities > 0.5", "self.probabilities > 0"),
+    "segmentation: where it loses, too": (
+        TASKS,
+        "(y * winners(y.detach())).sum((2, 3))",
+        "y.sum((2, 3))",
+    ),
+    "segmentation: background like any class": (TASKS, "order[:, 0] -= 1", "pass"),
+    "probabilities: softmax of probabilities": (
+        TASKS,
+        "torch.where(is_done[:, None], S, S.softmax(1))",
+        "S.softmax(1)",
+    ),
+    "a sigmoid's labels are classes": (
+        TASKS,
+        '"multilabel" if undone == "sigmoid" else "classes"',
+        '"classes"',
+    ),
+    "ending: a tuple's first tensor": (
+        TASKS,
+        "return fitting[0] if len(fitting) == 1 else None",
+        "return fitting[0] if fitting else None",
+    ),
+    "ending: attention's softmax": (
+        RECORDER,
+        'argument(args, kwargs, 1, "dim") in (None, 1, 1 - given.ndim)',
+        "given is not None",
+    ),
+    "ending: forgotten by a change of shape": (RECORDER, "if name in RESHAPES and", "if 0 and"),
     "product with nothing of the map": (
         EXPLANATION,
         "R * heatmap[:, None]",
@@ -157,7 +202,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "             if is_cut(grid.u, grid.v, *size)]",
         "            ]",
     ),
-    "layer: what nobody reads": (SEARCH, "output.grid.maps(gradient)) > 0.1", "gradient) >= 0"),
+    "layer: what nobody reads": (SEARCH, "if share > 0.1:", "if share >= 0:"),
     "layer: branches beside the trunk": (
         SEARCH,
         "if output.edge and every_path_passes(output.edge, y_c, x)",
@@ -171,8 +216,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "y_c after softmax": (
         RECORDER,
-        "output = logits if version == output._version else output",
-        "pass",
+        "return note[2], note[1]",
+        'return output, ""',
     ),
     "stride: pooling forgotten": (RECORDER, '"max_pool2d": 2, "max_pool2d_with_indices": 2, ', ""),
     "stride: axes swapped": (
@@ -256,13 +301,13 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "probability of another class": (
         TABLE,
-        "probabilities = explanation.logits[0].softmax(0)",
-        "probabilities = explanation.logits[0].sigmoid()",
+        "numbers = explanation.probabilities[0].tolist()",
+        "numbers = explanation.probabilities[0].flip(0).tolist()",
     ),
     "target's probability: the predicted one's": (
         TABLE,
-        "{probabilities[target]:.6f}",
-        "{probabilities[predicted]:.6f}",
+        "c = 0 if explanation.target is None else int(explanation.target)",
+        "c = int(explanation.probabilities[0].argmax())",
     ),
     "speedups: never off": (SPEEDUPS, "return REPLACEMENTS if _on.get() else {}", "return REPLACEMENTS"),
     "picks: those of later batches taken away": (PIPELINE, "picked.items() if batch < number)", "picked.items())"),

@@ -133,6 +133,7 @@ def measure(net: CourseCNN, digits: Digits, occluded: int) -> Measured:
         empty += int((hit & (explained.heatmap.amax((1, 2)) == 0)).sum())
     for x in digits.x[:occluded].split(50):
         explained = explain(net, x, guided=False)
+        assert explained.target is not None
         agreement.append(correlation(explained.heatmap, occlusion(net, x, explained.target)))
     return Measured(right / len(digits.x), empty / right, float(torch.cat(agreement).mean()))
 

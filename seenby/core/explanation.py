@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -17,12 +17,13 @@ from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS
 from seenby.core.placement import Pad, Stride, place
-from seenby.core.recorder import ForwardRecorder, logits_of, shape_of, stride_of
+from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of, stride_of
 from seenby.core.search import FoundLayer, find_layer, layers_with_grids
 from seenby.core.state import eval_mode
+from seenby.core.targets import Score, Target, expand_targets, score_of
+from seenby.core.tasks import Ending, detached, read_ending
 from seenby.errors import InputError, as_input_error
 
-Target = int | Sequence[int] | Tensor | None
 Layer = str | nn.Module | None
 
 
@@ -30,8 +31,14 @@ Layer = str | nn.Module | None
 class Explanation:
     """What the network looked at in a batch of B pictures; iterate for one picture at a time."""
 
-    logits: Tensor  # (B, C) before any softmax
-    target: Tensor  # (B,) the class c that is explained
+    logits: Any  # (B, C) before any softmax or sigmoid; where none are found, what came out
+    target: Tensor | None  # (B,) the class c that is explained; None: a score of no class
+    target_name: str  # up or down, like ..., or a function's; of a class nothing
+    task: str  # one of TASKS; none where only a function knows what comes out
+    undone: str  # the softmax or sigmoid at the network's end
+    probabilities: Tensor | None  # (B, C) of the classes, as the task has them
+    predicted: Tensor | None  # (B, C) which classes the network says
+    may_be_probability: Tensor | None  # (B,) logits within 0 and 1 make flat maps, if they are
     layer: str
     method: str
     grid: Grid  # how the layer's output is read as u x v cells
@@ -49,7 +56,14 @@ class Explanation:
     layer_note: str = ""  # what must be said of the layer's choice
 
     def __iter__(self) -> Iterator[Explanation]:
-        return (self.apply(itemgetter(slice(i, i + 1))) for i in range(len(self.target)))
+        return (self.apply(itemgetter(slice(i, i + 1))) for i in range(len(self.L_c)))
+
+    @property
+    def is_finite(self) -> Tensor:
+        """(B,) whether what the network gave for a picture, and its maps, are numbers."""
+        tensors = (self.logits, self.heatmap, self.R, self.guided_cam)
+        return torch.stack([t.isfinite().flatten(1).all(1) for t in tensors
+                            if isinstance(t, Tensor)]).all(0)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Explanation:
         """The same with every tensor changed."""
@@ -59,36 +73,60 @@ class Explanation:
 
 
 def explain(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
-            method: str = "gradcam", pad: Pad = "auto", guided: bool = True) -> Explanation:
+            method: str = "gradcam", pad: Pad = "auto", guided: bool = True, *,
+            task: str | None = None, args: Sequence[Any] = (),
+            kwargs: Mapping[str, Any] | None = None) -> Explanation:
     """Grad-CAM, guided backpropagation and their product for x (B, C, H, W), by one forward pass.
 
-    target: one class for all, one a picture, or None for the predicted ones. layer: a module of the
-    network or its name, or None for find_layer's. The network comes back exactly as it was.
+    target: one class for all, one a picture, None for the predicted ones; a function of the
+    network's output that returns (B,) numbers; or what the task knows, as docs/python.md lists it.
+    layer: a module of the network or its name, or None for find_layer's. task: what the output
+    means, one of TASKS, where it can't be found. args, kwargs: what the network takes besides x.
+    The network comes back exactly as it was.
     """
-    return explain_many(net, x, [target], layer, [method], pad, guided)[0]
+    all_found = explain_many(net, x, [target], layer, [method], pad, guided, task=task, args=args,
+                             kwargs=kwargs)
+    if len(all_found) > 1:
+        raise InputError(f"target {target} was given, which is {len(all_found)} targets; give it "
+                         "to explain_many")
+    return all_found[0]
 
 
 def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: Layer = None,
-                 methods: Sequence[str] = ("gradcam",), pad: Pad = "auto",
-                 guided: bool = True) -> list[Explanation]:
+                 methods: Sequence[str] = ("gradcam",), pad: Pad = "auto", guided: bool = True, *,
+                 task: str | None = None, args: Sequence[Any] = (),
+                 kwargs: Mapping[str, Any] | None = None) -> list[Explanation]:
     """Every target by every method, from one forward pass: target by target, methods within."""
     for method in methods:
         require_method(method)
+    targets, more = expand_targets(targets), MoreInputs(args, kwargs or {})
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(net):
-        found = find_layer(net, x[:1]) if layer is None else FoundLayer(layer_name(net, layer))
-        forward = record_forward(net, x, found, guided)
-        logits, A = forward.logits, forward.A
-        c = torch.stack([target_classes(target, logits) for target in targets])  # (T, B)
-        # One gradient for the whole batch: no picture's logit depends on another picture.
-        dyc_dy = logits.new_zeros(len(c), *logits.shape).scatter_(2, c[..., None], 1)  # (T, B, C)
-        fix = f"name another one, {GRAPH_HINT}"
-        with as_input_error(f"layer {found.name} does not lead to the logits", fix):
-            dyc_dAs = head_gradients(logits, A, dyc_dy)
-        Rs: Sequence[Tensor | None] = [None] * len(c)
-        if guided:  # last, as from now on the ReLUs are guided
-            Rs = guided_backprop(forward.recorder.relu_nodes, A, logits, forward.x, dyc_dy)
-        return [explanation_of(forward, target, method, pad, dyc_dA, R)
-                for target, dyc_dA, R in zip(c, dyc_dAs, Rs, strict=True) for method in methods]
+        if layer is None:
+            found = find_layer(net, x[:1], targets[0], task, more.of_first(len(x)))
+        else:
+            found = FoundLayer(layer_name(net, layer))
+        forward = record_forward(net, x, found, guided, more)
+        ending = read_ending(forward.output, len(x), task)
+        scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
+        dyc_dAs, Rs = gradients(forward, torch.stack([score.y_c for score in scores]), guided)
+        return [explanation_of(forward, ending, score, method, pad, dyc_dA, R)
+                for score, dyc_dA, R in zip(scores, dyc_dAs, Rs, strict=True)
+                for method in methods]
+
+
+def gradients(forward: Forward, y_c: Tensor,
+              guided: bool) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """dy_c / dA of every target, and its R; y_c: (T, B)."""
+    # One gradient for the whole batch: no picture's score depends on another picture.
+    seeds = torch.eye(len(y_c), dtype=y_c.dtype, device=y_c.device)[..., None]
+    seeds = seeds.expand(-1, -1, y_c.shape[1])  # (T, T, B)
+    fix = f"name another one, {GRAPH_HINT}"
+    with as_input_error(f"layer {forward.layer.name} does not lead to the logits", fix):
+        dyc_dAs = head_gradients(y_c, forward.A, seeds)
+    if not guided:
+        return dyc_dAs, [None] * len(y_c)
+    # Last, as from now on the ReLUs are guided.
+    return dyc_dAs, guided_backprop(forward.recorder.relu_nodes, forward.A, y_c, forward.x, seeds)
 
 
 @dataclass(frozen=True)
@@ -98,33 +136,33 @@ class Forward:
     recorder: ForwardRecorder
     layer: FoundLayer
     x: Tensor  # (B, C, H, W)
-    logits: Tensor  # (B, C) before any final softmax
+    output: Any  # what the network gave
     A: Tensor  # what the layer gave, in its own layout
     grid: Grid  # which makes maps (B, K, u, v) of it
 
 
-def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool) -> Forward:
+def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
+                   more: MoreInputs) -> Forward:
     """Run the network on a copy of x."""
     x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
     x_copy = x.clone()  # because a network may overwrite its input
     recorder = ForwardRecorder(x_copy, speedups.replacements())
     hook = net.get_submodule(layer.name).register_forward_hook(recorder.keep_activations)
     with torch.set_grad_enabled(guided), hook, recorder:  # alone, the CAM needs the head's graph
-        output = net(x_copy)
-    logits = logits_of(output, len(x))
+        output = more.call(net, x_copy)
     grid = find_grid(recorder.A, len(x), x.shape[2:])
     if grid is None:
         gives = f"gives {shape_of(recorder.A)}, which are no cells of the picture"
         what = "is not called" if recorder.A is None else gives
-        near = layers_with_grids(net, x[:1], layer.name)
+        near = layers_with_grids(net, x[:1], layer.name, more.of_first(len(x)))
         such = f", such as {', '.join(near)}" if near else ""
         raise InputError(f"layer {layer.name} {what}; name one that gives maps or tokens{such}")
-    return Forward(recorder, layer, x, logits, recorder.A, grid)
+    return Forward(recorder, layer, x, output, recorder.A, grid)
 
 
-def explanation_of(forward: Forward, target: Tensor, method: str, pad: Pad, dyc_dA: Tensor,
-                   R: Tensor | None) -> Explanation:
-    """By a method, of one target (B,) with its dy_c / dA and R (B, C, H, W)."""
+def explanation_of(forward: Forward, ending: Ending | None, score: Score, method: str, pad: Pad,
+                   dyc_dA: Tensor, R: Tensor | None) -> Explanation:
+    """By a method, of one target with its dy_c / dA and R (B, C, H, W)."""
     grid, recorder, size = forward.grid, forward.recorder, forward.x.shape[2:]
     A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(dyc_dA)  # (B, K, u, v)
     alpha = METHODS[method].alpha(A, dyc_dA)  # (B, K)
@@ -135,13 +173,27 @@ def explanation_of(forward: Forward, target: Tensor, method: str, pad: Pad, dyc_
     if inferred:  # such cells cover the picture
         stride, pads = (size[0] / grid.u, size[1] / grid.v), pads or (0, 0)
     return Explanation(
-        logits=forward.logits.detach(), target=target, layer=forward.layer.name, method=method,
+        **answer(forward.output, ending, score), layer=forward.layer.name, method=method,
         grid=grid, stride=stride, stride_inferred=inferred, pad=pads, alpha=alpha, L_c=L_c,
         heatmap=heatmap, R=R, guided_cam=None if R is None else R * heatmap[:, None],
         negative_activations=A.amin((1, 2, 3)) < 0 if METHODS[method].assumes_relu else None,
         relu_calls=recorder.relu_calls, other_activations=tuple(recorder.other_activations),
         layer_note=forward.layer.note,
     )  # fmt: skip
+
+
+def answer(output: Any, ending: Ending | None, score: Score) -> dict[str, Any]:
+    """What an Explanation says of the network's answer."""
+    of_target = {"target": score.target, "target_name": score.name}
+    if ending is None:
+        return of_target | {"logits": detached(output), "task": "", "undone": "",
+                            "probabilities": None, "predicted": None, "may_be_probability": None}
+    no_class = score.probabilities is not None
+    return of_target | {
+        "logits": ending.y.detach(), "task": ending.task, "undone": ending.undone,
+        "probabilities": score.probabilities if no_class else ending.probabilities,
+        "predicted": ending.predicted, "may_be_probability": ending.may_be_probability,
+    }  # fmt: skip
 
 
 def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
@@ -152,22 +204,3 @@ def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
 def require_method(name: str) -> None:
     if name not in METHODS:
         raise InputError(f"method {name!r} was given; give one of {', '.join(METHODS)}")
-
-
-def target_classes(target: Target, logits: Tensor) -> Tensor:
-    """One class a picture (B,): the predicted ones unless told otherwise."""
-    B, C = logits.shape
-    if target is None:
-        return logits.detach().argmax(1)
-    fix = "give one number, or one a picture"
-    with as_input_error(lambda _: f"target {target} is no class", fix):
-        c = torch.as_tensor(target)
-    c = c.expand(B) if c.ndim == 0 else c
-    if c.shape != (B,):
-        raise InputError(f"targets of shape {tuple(c.shape)} were given for {B} pictures; "
-                         "give one class for all or one for each")
-    wrong = [number for number in c.tolist() if isinstance(number, bool) or number not in range(C)]
-    if wrong:
-        raise InputError(f"class {wrong[0]} was given; the network has classes 0 to {C - 1}: name "
-                         "one of these")
-    return c.long().to(logits.device)

@@ -54,7 +54,7 @@ def find_grid(output: Any, B: int, size: Sequence[int]) -> Grid | None:
 
     Windows, attention matrices and the like are none.
     """
-    if not isinstance(output, Tensor) or not output.is_floating_point() or len(output) != B:
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != (B,):
         return None
     if output.ndim == 3:
         return token_grid(output.shape[1], *size)

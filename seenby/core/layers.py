@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seenby.core import speedups
 from seenby.core.placement import Stride
-from seenby.core.recorder import ForwardRecorder, stride_of
+from seenby.core.recorder import NO_MORE, ForwardRecorder, MoreInputs, stride_of
 from seenby.core.state import eval_mode
 from seenby.errors import InputError, closest_names
 
@@ -66,8 +66,8 @@ def list_layers(net: nn.Module, x: Tensor) -> list[LayerRow]:
     return rows
 
 
-def forward_with_hooks(net: nn.Module, x: Tensor,
-                       note: Callable[[str, nn.Module, Any], None]) -> tuple[Any, Tensor]:
+def forward_with_hooks(net: nn.Module, x: Tensor, note: Callable[[str, nn.Module, Any], None],
+                       more: MoreInputs = NO_MORE) -> tuple[Any, Tensor]:
     """A forward pass that calls note(name, module, output) as each module ends.
 
     Returns the network's output, and the pixels that its graph begins with.
@@ -84,4 +84,4 @@ def forward_with_hooks(net: nn.Module, x: Tensor,
     with ExitStack() as hooks, eval_mode(net), torch.enable_grad(), recorder:
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(hook, name)))
-        return net(x_copy), x
+        return more.call(net, x_copy), x

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from seenby.core.placement import Stride
 from seenby.errors import InputError
 
-STRIDE, LOGITS = "_seenby_stride", "_seenby_logits"  # what is noted on the network's tensors
+STRIDE, ENDING = "_seenby_stride", "_seenby_ending"  # what is noted on the network's tensors
 RELU, MAXIMUM = {"relu", "relu6"}, {"maximum", "max", "fmax"}
 LOWER_BOUND_ARGUMENT = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
                         "threshold": "threshold", "leaky_relu": "negative_slope"}
@@ -22,6 +24,8 @@ OTHER_ACTIVATIONS = {
     "hardshrink", "softshrink", "tanhshrink", "where", "lstm", "gru", "rnn_tanh", "rnn_relu",
 }  # fmt: skip
 ACTIVATIONS = {*RELU, *MAXIMUM, *LOWER_BOUND_ARGUMENT, *OTHER_ACTIVATIONS}
+SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
+RESHAPES = {"squeeze", "flatten", "reshape", "view"}
 STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
@@ -68,8 +72,8 @@ class ForwardRecorder(TorchFunctionMode):
         for tensor in tensors_in((out,)):
             if stride := output_stride(name, args, kwargs, tensor):
                 setattr(tensor, STRIDE, stride)
-        if name.endswith("softmax"):
-            setattr(out, LOGITS, (out._version, argument(args, kwargs, 0, "input")))
+        if ending := ending_note(name, func, args, kwargs, out):
+            setattr(out, ENDING, ending)
         return out
 
     def activation(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -92,21 +96,67 @@ class ForwardRecorder(TorchFunctionMode):
         return view.copy_(out) if view is not None and out is args[0] else out
 
 
+@dataclass(frozen=True)
+class MoreInputs:
+    """What a network takes besides the pictures."""
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def call(self, net: nn.Module, x: Tensor) -> Any:
+        try:
+            return net(x, *self.args, **self.kwargs)
+        except TypeError as error:
+            try:
+                inspect.signature(net.forward).bind(x, *self.args, **self.kwargs)
+            except TypeError as misfit:
+                raise InputError(f"the network takes more than pictures ({misfit}); give the rest "
+                                 "with args=(...,) or kwargs={...}, or in FILE.py wrap it in a "
+                                 "module that takes pictures alone") from error
+            raise
+
+    def of_first(self, B: int) -> MoreInputs:
+        """For the first of B pictures alone."""
+
+        def cut(value: Any) -> Any:
+            return value[:1] if isinstance(value, Tensor) and value.shape[:1] == (B,) else value
+
+        return MoreInputs([*map(cut, self.args)], {k: cut(v) for k, v in self.kwargs.items()})
+
+
+NO_MORE = MoreInputs()
+
+
 def first_tensor(output: Any) -> Any:
     """What a layer gives, or the first of several things, as attention gives its weights, too."""
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
-def logits_of(output: Any, B: int) -> Tensor:
-    """The logits (B, C): a network's output, or what a final softmax was given to make it of."""
-    if isinstance(output, Tensor):
-        version, logits = getattr(output, LOGITS, (None, None))
-        # Where the softmax's result was changed in place, it is not what comes out.
-        output = logits if version == output._version else output
-    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == B:
-        return output
-    raise InputError(f"the network gives {shape_of(output)}; give one that returns logits "
-                     "(B, classes)")
+def ending_note(name: str, func: Any, args: Any, kwargs: Any,
+                out: Any) -> tuple[int, str, Tensor] | None:
+    """Of a softmax over classes, or a sigmoid: out's version, which it was, and what it was given.
+
+    The note goes on through a change of shape.
+    """
+    given = argument(args, kwargs, 0, "input")
+    if name in RESHAPES and (note := getattr(given, ENDING, None)) and note[0] == given._version:
+        return out._version, note[1], func(note[2], *args[1:], **kwargs)
+    if out is given:  # in place
+        return None
+    if name in SIGMOIDS:
+        return out._version, "sigmoid", given
+    # Attention's softmax goes over the last of four axes.
+    if name.endswith("softmax") and argument(args, kwargs, 1, "dim") in (None, 1, 1 - given.ndim):
+        return out._version, "softmax", given
+    return None
+
+
+def before_ending(output: Tensor) -> tuple[Tensor, str]:
+    """What a final softmax or sigmoid was given, and which it was; or the output, and nothing."""
+    note = getattr(output, ENDING, None)
+    if note is None or note[0] != output._version:  # changed in place: it is not what comes out
+        return output, ""
+    return note[2], note[1]
 
 
 def shape_of(value: Any) -> Any:

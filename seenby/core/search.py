@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -14,7 +14,9 @@ from torch.autograd.graph import get_gradient_edge
 from seenby.core.backward import GRAPH_HINT, every_path_passes
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import forward_with_hooks
-from seenby.core.recorder import first_tensor, logits_of
+from seenby.core.recorder import NO_MORE, MoreInputs, first_tensor
+from seenby.core.targets import Target, score_of
+from seenby.core.tasks import no_ending, read_ending
 from seenby.errors import InputError, as_input_error
 
 NO_GRID = ("no layer of the network gives maps (B, K, u, v), or tokens that cover the picture; "
@@ -43,19 +45,21 @@ class LayerOutput:
     is_norm: bool
 
 
-def find_layer(net: nn.Module, x: Tensor) -> FoundLayer:
+def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | None = None,
+               more: MoreInputs = NO_MORE) -> FoundLayer:
     """The last layer that all the evidence passes, at the resolution where the network still sees.
 
-    x: (1, C, H, W), a picture to look at while searching. Let G be the grid of the last leaf that
+    x: (1, C, H, W), a picture to look at while searching. target: a function, or else the class
+    that comes first is looked for. Let G be the grid of the last leaf that
     is learned and live. The layer is the last one with grid G that is learned, live and trunk.
 
     Live: the gradient of the logit is nonzero in over a tenth of its cells. That rejects the last
     block of a transformer with a class token, whose patches nobody reads. Trunk: no way leads from
     the logit to the pixels but through it. That rejects gates, side branches and residual ones.
     """
-    outputs, _, logits, x = record_outputs(net, x)
-    learned = [output for output in outputs if output.is_learned and output.grid.cells > 1]
-    y_c = logits[0, logits[0].argmax()]
+    outputs, _, output, x = record_outputs(net, x, more)
+    learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
+    y_c = first_score(output, target, task)
     # Through weights of zero NaN still passes: it tells what the logit would depend on.
     for y, note in (y_c, ""), (y_c * torch.nan, ZERO_HEAD):
         with as_input_error("the layer can't be found", f"name one, {GRAPH_HINT}"):
@@ -66,6 +70,17 @@ def find_layer(net: nn.Module, x: Tensor) -> FoundLayer:
     if last := first(outputs, lambda o: o.is_leaf and o.is_learned and o.grid.layout == "NCHW"):
         return FoundLayer(last.name)
     raise InputError(NO_GRID)
+
+
+def first_score(output: Any, target: Target, task: str | None) -> Tensor:
+    """A number that a network's output for one picture depends on, to look for the layer with."""
+    if callable(target):
+        return score_of(target, output, None, 1).y_c[0]
+    ending = read_ending(output, 1, task)
+    if ending is None:
+        raise no_ending(output)
+    order = ending.scores if ending.order is None else ending.order
+    return ending.scores[0, order[0].argmax()]
 
 
 def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutput], y_c: Tensor,
@@ -87,13 +102,12 @@ def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutpu
 
 def norm_that_reads(outputs: Sequence[LayerOutput], layer: LayerOutput, last: LayerOutput,
                     y_c: Tensor) -> LayerOutput | None:
-    """Of a class token's network: the norm through which the token sees the patches for good.
+    """Of a class token's network: the norm through which the token reads the patches at last.
 
-    After the last live block nobody reads the patches but the next one's attention, and that
-    through its norm, whose map is the better one: see docs/networks.md. last: whose patches nobody
-    reads, if it is another layer.
+    Of two layers that carry the same evidence the norm has the better maps: see docs/maps.md.
+    last: behind which nobody reads the patches, or the norm would not carry all.
     """
-    if not layer.grid.prefix or layer is last:
+    if not layer.grid.prefix or any(share > 0 for _, share in live_shares([last], y_c)):
         return None
     behind = outputs[: outputs.index(layer)]
     return first_live((o for o in behind if o.is_norm and same_cells(o, layer)), y_c)
@@ -102,14 +116,22 @@ def norm_that_reads(outputs: Sequence[LayerOutput], layer: LayerOutput, last: La
 def first_live(outputs: Iterable[LayerOutput], y_c: Tensor) -> LayerOutput | None:
     """Gradients are asked for in groups of 1, 2, 4, ...: one backward pass serves a group."""
     rest, size = iter(outputs), 1
-    while y_c.requires_grad and (group := list(islice(rest, size))):
-        group = [output for output in group if output.edge]
-        edges, size = [output.edge for output in group], 2 * size
-        gradients = edges and torch.autograd.grad(y_c, edges, retain_graph=True, allow_unused=True)
-        for output, gradient in zip(group, gradients, strict=True):
-            if gradient is not None and live_share(output.grid.maps(gradient)) > 0.1:
+    while group := list(islice(rest, size)):
+        for output, share in live_shares(group, y_c):
+            if share > 0.1:
                 return output
+        size *= 2
     return None
+
+
+def live_shares(outputs: Sequence[LayerOutput], y_c: Tensor) -> Iterator[tuple[LayerOutput, float]]:
+    """Of each output's cells: in how many the gradient of y_c is not zero (NaN is not zero)."""
+    outputs = [output for output in outputs if output.edge and y_c.requires_grad]
+    edges = [output.edge for output in outputs]
+    gradients = edges and torch.autograd.grad(y_c, edges, retain_graph=True, allow_unused=True)
+    for output, gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None:
+            yield output, float((output.grid.maps(gradient) != 0).any(1).double().mean())
 
 
 def first(outputs: Iterable[LayerOutput],
@@ -122,23 +144,18 @@ def same_cells(a: LayerOutput, b: LayerOutput) -> bool:
     return (a.grid.u, a.grid.v) == (b.grid.u, b.grid.v)
 
 
-def live_share(maps: Tensor) -> float:
-    """Of the cells of (1, K, u, v): how many are not zero in all channels (NaN is not zero)."""
-    return float((maps != 0).any(1).double().mean())
-
-
-def layers_with_grids(net: nn.Module, x: Tensor, layer: str) -> list[str]:
+def layers_with_grids(net: nn.Module, x: Tensor, layer: str, more: MoreInputs) -> list[str]:
     """Three layers with maps of two or more cells that end as near as can be to another one."""
-    outputs, called, *_ = record_outputs(net, x)
+    outputs, called, *_ = record_outputs(net, x, more)
     places = {name: place for place, name in enumerate(called)}
     names = [output.name for output in outputs if output.grid.cells > 1]
     return sorted(names, key=lambda name: abs(places[name] - places.get(layer, len(called))))[:3]
 
 
-def record_outputs(net: nn.Module,
-                   x: Tensor) -> tuple[list[LayerOutput], list[str], Tensor, Tensor]:
+def record_outputs(net: nn.Module, x: Tensor,
+                   more: MoreInputs) -> tuple[list[LayerOutput], list[str], Any, Tensor]:
     """Every layer's last output that is a grid, the last one first; the order in which the layers
-    ended; the logits; and the pixels."""
+    ended; the network's output; and the pixels."""
     outputs: dict[str, LayerOutput] = {}
     called: dict[str, bool] = {}  # whether a layer is learned, and gave no grid
     last_within: dict[str, str] = {}  # a layer -> which of those in it ended last
@@ -163,6 +180,5 @@ def record_outputs(net: nn.Module,
             is_norm="norm" in type(module).__name__.lower(),
         )  # fmt: skip
 
-    output, pixels = forward_with_hooks(net, x, note)
-    logits = logits_of(output, len(x))
-    return list(outputs.values())[::-1], list(called), logits, pixels
+    output, pixels = forward_with_hooks(net, x, note, more)
+    return list(outputs.values())[::-1], list(called), output, pixels

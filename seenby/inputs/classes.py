@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections import Counter
@@ -9,7 +10,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from seenby.errors import InputError, as_input_error, closest_names
+from seenby.errors import InputError, as_input_error, closest_names, one_line
+
+DIRECTIONS = ("up:", "down:")  # of a regression's targets
+BETWEEN, NO_LABEL = "; ", "(none)"  # labels, where a picture has several or none of them
 
 
 def read_class_names(text: str) -> tuple[str, ...]:
@@ -22,7 +26,31 @@ def read_class_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
-def names_for(C: int, given: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+def read_labels(table: Path) -> dict[str, str]:
+    """labels.csv, with the columns image and labels: file names, labels with ; between them."""
+    fix = "give the columns image and labels, the labels of one picture with ; between them"
+    with as_input_error(f"{table} can't be read", fix), \
+            table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        if not {"image", "labels"} <= set(reader.fieldnames or ()):
+            raise ValueError("it lacks a column")
+        return {row["image"]: (row["labels"] or "").strip() or NO_LABEL for row in reader}
+
+
+def label_of(given: str, classes: tuple[str, ...]) -> tuple[str, str]:
+    """The classes that a picture belongs to, in their order; and of a name that is none a note."""
+    if not classes or given in ("", NO_LABEL):
+        return given, ""
+    names = [name.strip() for name in given.split(BETWEEN.strip())]
+    indices = {name: class_index(name, classes) for name in names if name}
+    if unknown := [name for name, c in indices.items() if c is None]:
+        return "", f"label {one_line(unknown[0]):.20} is no class of the network"
+    there = sorted({c for c in indices.values() if c is not None})
+    return BETWEEN.join(classes[c] for c in there), ""
+
+
+def names_for(C: int, given: Sequence[str] | None = None,
+              known: Sequence[str] = ()) -> tuple[str, ...]:
     """A name for each of C classes: those that were given, those known if they fit, or numbers."""
     if given is None:
         return tuple(known) if len(known) == C else tuple(map(str, range(C)))
@@ -57,11 +85,17 @@ def normalise_name(name: str) -> str:
 
 
 def target_class(word: str, classes: tuple[str, ...]) -> str | int:
-    """A word of --target: predicted and label as they are, a class by its index."""
+    """A word of --target: predicted and label as they are, a class by its index, up:NAME as
+    up:INDEX."""
     if word in ("predicted", "label"):
         return word
+    if word.startswith(DIRECTIONS) and class_index(word, classes) is None:
+        direction, _, output = word.partition(":")
+        return f"{direction}:{target_class(output, classes)}"
     c = class_index(word, classes)
     if c is None:
+        if not classes:
+            raise InputError(f"target {word} was given; the network has no classes: leave it away")
         name = "" if classes[0] == "0" else f", or a name such as {closest_names(word, classes)}"
         last = len(classes) - 1
         raise InputError(f"class {word} was given; give a number from 0 to {last}{name}")

@@ -6,7 +6,7 @@ import importlib
 import math
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from seenby.core.explanation import explain
 from seenby.core.layers import layer_name
+from seenby.core.targets import Like, embedding_of
+from seenby.core.tasks import TASKS
 from seenby.errors import InputError, as_input_error, closest_names, message_of
 from seenby.inputs.checkpoints import build_with_checkpoint
 from seenby.inputs.classes import names_for
@@ -25,6 +27,7 @@ from seenby.inputs.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from seenby.machine import import_torchvision
 
 NO_DOWNLOAD = "the pretrained weights could not be downloaded"
+GUESSED = "guessed"
 EXAMPLES = "--model resnet50, or --model my_net.py:MyNet --weights mine.pth for one of your own"
 
 
@@ -37,7 +40,16 @@ class Network:
     preprocessing: Preprocessing
     classes: tuple[str, ...] = ()
     layer: str = ""  # whose maps are explained
-    layer_note: str = ""  # what must be said of its choice
+    task: str | None = None  # what its output means, one of TASKS
+    undone: str = ""  # the softmax or sigmoid at its end, before which it is explained
+    prepared_by: str = ""  # where the preprocessing's numbers are from
+    notes: tuple[str, ...] = ()  # what must be said of the choices that were made
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that a picture may belong to."""
+        ranks_classes = self.task is None or TASKS[self.task].order is not None
+        return self.classes if ranks_classes else ()
 
     def tensor(self, images: Sequence[Image.Image]) -> Tensor:
         """Prepared pictures -> (B, C, H, W), where the network is."""
@@ -48,8 +60,8 @@ class Network:
 @torch.random.fork_rng(devices=[])  # the caller's go on as they would
 def load_network(model: str, weights: str | None = None, layer: str | None = None,
                  class_names: Sequence[str] | None = None, size: tuple[int, int] | None = None,
-                 mean: tuple[float, ...] | None = None,
-                 std: tuple[float, ...] | None = None) -> Network:
+                 mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+                 task: str | None = None) -> Network:
     """model: a name of torchvision's, timm:NAME, or FILE.py:NAME for a network of your own.
 
     weights: a checkpoint, "pretrained", or "none" for random ones; by default pretrained, or as
@@ -63,29 +75,58 @@ def load_network(model: str, weights: str | None = None, layer: str | None = Non
     else:
         network = torchvision_network(model, weights or "pretrained")
     network.module.float().eval()
-    given: dict[str, Any] = {"mean": mean, "std": std, "crop_size": size, "resize_size": size}
-    given = {name: value for name, value in given.items() if value is not None}
-    network = replace(network, preprocessing=replace(network.preprocessing, **given))
-    return with_layer_and_classes(network, layer, class_names)
+    network = with_preprocessing(network, {"size": size, "mean": mean, "std": std})
+    network = with_layer_and_classes(network, layer, class_names, task)
+    is_own = weights not in (None, "none", "pretrained") and ".py:" not in model
+    if is_own and class_names is None and network.classes != names_for(len(network.classes)):
+        note = (f"the names of the {len(network.classes)} classes are ImageNet's, assumed of "
+                f"{network.title}; give --class-names")
+        network = replace(network, notes=(*network.notes, note))
+    return network
 
 
-def with_layer_and_classes(network: Network, layer: str | None,
-                           class_names: Sequence[str] | None) -> Network:
-    """The layer that is explained and a name for every class, found with one picture of noise."""
+def with_preprocessing(network: Network, given: Mapping[str, Any]) -> Network:
+    """What is given of size, mean and std takes the place of what the network came with."""
+    new: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    rest = [name for name in given if name not in new]
+    origin = network.prepared_by
+    if GUESSED in origin:
+        origin += f"; give {', '.join(f'--{name}' for name in rest)}"
+    if not rest:
+        origin = "given"
+    elif new:
+        origin = f"{', '.join(new)} given, {', '.join(rest)} {origin}"
+    if size := new.pop("size", None):
+        new |= {"crop_size": size, "resize_size": size}
+    return replace(network, preprocessing=replace(network.preprocessing, **new), prepared_by=origin)
+
+
+def with_layer_and_classes(network: Network, layer: str | None, class_names: Sequence[str] | None,
+                           task: str | None) -> Network:
+    """The layer that is explained, the task and a name for every class, found with one picture of
+    noise."""
     preprocessing = network.preprocessing
     mean, std, (H, W) = preprocessing.mean, preprocessing.std, preprocessing.crop_size
     if len(std) != len(mean) or min(std) <= 0:
         raise InputError(f"--mean {mean} and --std {std} were given; give as many numbers to both, "
                          "and a std above 0")
     layer = None if layer is None else layer_name(network.module, layer)
-    with as_input_error(f"{network.title} can't take pictures of {len(mean)} x {H} x {W}",
+    name = network.title.partition(",")[0]
+    with as_input_error(f"{name} can't take pictures of {len(mean)} x {H} x {W}",
                         "give --size, --mean and --std as in its training"):
         # Noise, as of a black picture ReLUs may leave nothing.
         noise = Image.effect_noise((W, H), 64).convert(preprocessing.mode)
-        explanation = explain(network.module, network.tensor([noise]), layer=layer, guided=False)
-    classes = names_for(explanation.logits.shape[1], class_names, network.classes)
-    return replace(network, layer=explanation.layer, layer_note=explanation.layer_note,
-                   classes=classes)
+        x = network.tensor([noise])
+        target = Like(embedding_of(network.module, x)) if task == "embedding" else None
+        explanation = explain(network.module, x, target, layer, guided=False, task=task)
+    # A segmentation's shares tell of its classes; its logits would, but for a single one.
+    of_classes = explanation.logits if task == "regression" else explanation.probabilities
+    C = 0 if task == "embedding" or of_classes is None else of_classes.shape[1]
+    return replace(
+        network, layer=explanation.layer, task=explanation.task, undone=explanation.undone,
+        notes=tuple(filter(None, [*network.notes, explanation.layer_note])),
+        classes=names_for(C, class_names, network.classes),
+    )  # fmt: skip
 
 
 def torchvision_network(name: str, weights: str) -> Network:
@@ -113,7 +154,8 @@ def torchvision_network(name: str, weights: str) -> Network:
     preprocessing = Preprocessing((crop, crop), (resize, resize), tuple(preset.mean),
                                   tuple(preset.std), interpolation)
     title = f"{name} of torchvision, {weights_title(weights)}"
-    return Network(net, title, preprocessing, tuple(default_weights.meta["categories"]))
+    return Network(net, title, preprocessing, tuple(default_weights.meta["categories"]),
+                   prepared_by=origin_of(weights, "torchvision"))
 
 
 def timm_network(name: str, weights: str) -> Network:
@@ -139,7 +181,8 @@ def timm_network(name: str, weights: str) -> Network:
     preprocessing = Preprocessing((H, W), cover, config["mean"], config["std"], interpolation)
     mode = config["crop_mode"]
     crop = "" if mode == "center" else f", center crop in place of timm's {mode}"
-    return Network(net, f"{name} of timm, {weights_title(weights)}{crop}", preprocessing, imagenet)
+    return Network(net, f"{name} of timm, {weights_title(weights)}{crop}", preprocessing, imagenet,
+                   prepared_by=origin_of(weights, "timm"))
 
 
 def file_network(model: str, weights: str | None) -> Network:
@@ -163,9 +206,17 @@ def file_network(model: str, weights: str | None) -> Network:
     if convolution is not None and convolution.in_channels == 1:
         grey_mean, grey_std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
         preprocessing = Preprocessing(mean=(grey_mean,), std=(grey_std,))
-    return Network(net, f"{name} of {path.name}, {weights_title(weights)}", preprocessing)
+    return Network(net, f"{name} of {path.name}, {weights_title(weights)}", preprocessing,
+                   prepared_by=f"ImageNet's, {GUESSED}")
+
+
+def origin_of(weights: str, library: str) -> str:
+    """Of the preprocessing's numbers."""
+    is_own = weights not in ("pretrained", "none")
+    return f"{library}'s for it, assumed of these weights" if is_own else "the weights' own"
 
 
 def weights_title(weights: str | None) -> str:
-    titles = {None: "as it comes", "none": "RANDOM weights"}
+    titles = {None: "as it comes, RANDOM unless it loads weights",
+              "none": "RANDOM weights"}
     return titles.get(weights) or Path(str(weights)).name

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from seenby.errors import InputError, as_input_error, message_of, one_line
-from seenby.inputs.classes import class_index
+from seenby.inputs.classes import class_index, label_of, read_labels
 from seenby.machine import import_torchvision
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -91,10 +91,13 @@ def source_items(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
         for folder, folders, names in os.walk(source):
             folders[:] = sorted(name for name in folders if name[0] != ".")
             label = "" if folder == source else Path(folder).name
+            table = Path(folder, "labels.csv")
+            labels = read_labels(table) if table.is_file() else {}
             paths = (Path(folder, name) for name in sorted(names) if name[0] != ".")
             # At once: a file that vanishes later is missed by name, and moves no other one up.
             for path in [p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()]:
-                yield path.stem, label, partial(open_image, path)
+                given = labels.get(path.name, labels.get(path.stem, label))
+                yield path.stem, given, partial(open_image, path)
 
 
 def data_set_items(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Item]:
@@ -122,15 +125,12 @@ def load_picture(item: Item, preprocessing: Preprocessing, classes: tuple[str, .
                  keep_original: bool, require_label: bool = False) -> Picture:
     """As the network sees it, its label one of the classes, if any; or why it can't be seen."""
     name, given, load = item
-    c = class_index(given, classes)
-    label, note = given if not classes else "" if c is None else classes[c], ""
-    if given and classes and c is None:
-        note = f"label {one_line(given):.20} is no class of the network"
+    label, note = label_of(given, classes)
     try:
         original = load()
-        if require_label and c is None:
-            raise InputError(f"{name} has no label for --target label; put it into a folder that "
-                             "is named after its class")
+        if require_label and class_index(label, classes) is None:
+            raise InputError(f"{name} has {label or 'no label'} for --target label; put it into a "
+                             "folder that is named after its class")
         image = to_mode(original, preprocessing.mode)
         image = ImageOps.invert(image) if invert else image
         image, box = resize_and_crop(image, preprocessing)

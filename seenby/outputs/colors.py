@@ -14,7 +14,7 @@ from torch import Tensor
 from seenby.core.explanation import Explanation
 from seenby.errors import InputError
 from seenby.inputs.pictures import Box
-from seenby.outputs.table import NO_EVIDENCE
+from seenby.outputs.table import evidence_note
 
 DEFAULT_PANELS = ("raw", "cam", "guided", "guided-cam")
 
@@ -50,11 +50,11 @@ def color_table(colormap: str) -> np.ndarray:
 
 
 def array_of(maps: Tensor) -> np.ndarray:
-    """Of a batch of one: its map, as numbers that can be drawn."""
+    """Of a batch of one: its map, as numbers that can be drawn; NaN and infinity are zero."""
     if len(maps) != 1:
         raise InputError(f"an explanation of {len(maps)} pictures was given; iterate over it, each "
                          "picture has one of its own")
-    array: np.ndarray = maps[0].float().cpu().numpy()
+    array: np.ndarray = np.nan_to_num(maps[0].float().cpu().numpy(), nan=0, posinf=0, neginf=0)
     return array
 
 
@@ -77,8 +77,9 @@ def overlay(image: Image.Image, explanation: Explanation, style: Style | None = 
     large = Image.fromarray(heatmap).resize(under.size, Image.Resampling.BILINEAR, within)
     heat = style.colorize(np.asarray(large))
     mixed = Image.blend(under, Image.fromarray(heat), style.opacity)
-    if not explanation.L_c.any() and min(mixed.size) >= 100:  # on less it could not be read
-        write_across(mixed, NO_EVIDENCE)
+    words = evidence_note(explanation)
+    if words and min(mixed.size) >= 100:  # on less it could not be read
+        write_across(mixed, words)
     picture.paste(mixed, (x1, y1))
     return picture
 

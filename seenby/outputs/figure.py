@@ -10,6 +10,7 @@ import numpy as np
 from seenby.core.explanation import Explanation
 from seenby.core.methods import METHODS
 from seenby.errors import InputError
+from seenby.inputs.classes import BETWEEN
 from seenby.inputs.pictures import Box, Picture
 from seenby.outputs.colors import Style, array_of, overlay
 from seenby.outputs.table import NO_EVIDENCE, Row, explained_row, method_title
@@ -116,34 +117,51 @@ def cells_note(explanations: Sequence[Explanation]) -> str:
 
 HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
             "label": "label", "target": "maps for", "target_probability": "its probability",
-            "method": "method"}
+            "cosine": "its cosine", "method": "method"}
 
 
 def column_headings(rows: Sequence[Row]) -> list[str]:
     """The columns of the table that stand over each picture: those that tell something."""
-    headings = ["image", "predicted", "predicted_probability"]
+    headings = ["image"]
+    if any(row["predicted"] for row in rows):
+        headings += ["predicted", "predicted_probability"]
     headings += ["label"] if any(row["label"] for row in rows) else []
     if any(row["target"] != row["predicted"] for row in rows):
-        headings += ["target", "target_probability"]
+        headings += ["target", *measure_of_target(rows[0])]
     return headings + (["method"] if len({row["method"] for row in rows}) > 1 else [])
+
+
+def measure_of_target(row: Row) -> list[str]:
+    """What tells how much of its target a network sees in a picture: nothing of a regression."""
+    if not row["target_probability"]:
+        return []
+    return ["target_probability" if row["target_index"] else "cosine"]
 
 
 def draw_column_heading(axes: Axes, x: float, y: float, heading: str, row: Row) -> None:
     """One line of what stands over a column; a wrong prediction stands out."""
     style: dict[str, Any] = {"size": 9, "color": "0.25"}
-    words = row[heading]
-    if len(words) > 12 and heading != "method":
-        words = f"{words[:4]}...{words[-5:]}"
+    words = row["target_probability" if heading == "cosine" else heading]
     if heading == "method":
         words, style["size"] = method_title(words), 8
+    elif heading == "cosine":
+        words = f"{float(words):.2f}"
     elif heading.endswith("probability"):
-        words = percent(float(words))
-    elif heading == "predicted":
+        words = percents(words)
+    elif len(words) > 12:
+        words = f"{words[:4]}...{words[-5:]}"
+    if heading == "predicted":
         style = {"size": 13 if len(words) < 4 else 9, "weight": "bold"}
         if row["label"] not in ("", row[heading]):  # crossed and framed: clear without colour too
             frame = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "crimson"}
             words, style = f"{words} \N{BALLOT X}", style | {"color": "crimson", "bbox": frame}
     axes.text(x, y, words, ha="center", va="center", parse_math=False, **style)
+
+
+def percents(cell: str) -> str:
+    """Of one class; of several labels from the least sure to the surest; of none nothing."""
+    numbers = sorted(map(float, cell.split(BETWEEN))) if cell else []
+    return " - ".join(dict.fromkeys(percent(number) for number in numbers[:1] + numbers[-1:]))
 
 
 def percent(probability: float) -> str:
@@ -166,7 +184,9 @@ def draw_empty_note(axes: Axes, name: str, explanation: Explanation, x: float, y
     """No panel is blank without a word."""
     words, is_small = "", min(explanation.heatmap.shape[1:]) < 100  # a large overlay has its own
     empty = ("cam", "guided-cam", "overlay") if is_small else ("cam", "guided-cam")
-    if name in empty and not explanation.L_c.any():
+    if name != "raw" and not explanation.is_finite.all():
+        words = "NaN or\ninfinity"
+    elif name in empty and not explanation.L_c.any():
         words = NO_EVIDENCE.replace(" ", "\n")
     elif name == "guided" and explanation.R is not None and not explanation.R.any():
         words = "no\ngradient"

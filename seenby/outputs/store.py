@@ -31,7 +31,7 @@ from seenby.inputs.pictures import Picture
 from seenby.outputs.colors import Style, enlarged, overlay
 from seenby.outputs.figure import panel_array, panel_colors
 from seenby.outputs.summary import Tally, nothing_explained
-from seenby.outputs.table import COLUMNS, Row, escape_formulas
+from seenby.outputs.table import COLUMNS, Row, escape_formulas, target_index
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,8 @@ class OutputFolder:
             return
         arrays: dict[str, Any] = {name: [row[name] for _, row in pairs]
                                   for name in ("image", "target", "method")}
-        arrays["target_index"] = [int(row["target_index"]) for _, row in pairs]
+        classes = (explanation.target for explanation, _ in pairs)
+        arrays["target_index"] = [-1 if c is None else int(c) for c in classes]
         for name in ("heatmap", "R"):
             maps = [getattr(explanation, name) for explanation, _ in pairs]
             if maps[0] is not None:
@@ -184,7 +185,7 @@ class OutputFolder:
 
 def file_name(name: str, explanation: Explanation, with_target: bool, with_method: bool) -> str:
     """Of a picture's map: NAME, or of several classes or methods NAME@CLASS@METHOD."""
-    name += f"@{int(explanation.target)}" if with_target else ""
+    name += f"@{target_index(explanation)}" if with_target else ""
     return name + (f"@{explanation.method}" if with_method else "")
 
 

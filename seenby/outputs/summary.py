@@ -13,11 +13,18 @@ from torch import nn
 from seenby.core.explanation import Explanation
 from seenby.core.layers import LayerRow
 from seenby.core.placement import Pad, auto_pad
+from seenby.core.tasks import TASKS
 from seenby.errors import InputError
+from seenby.inputs.classes import BETWEEN, NO_LABEL
+from seenby.inputs.networks import Network
 from seenby.inputs.pictures import SUFFIXES
 from seenby.outputs.table import EXPLAINED, NOT_PICKED, SKIPPED, Row, notes_in
 
 NO_PICTURES = "no pictures were given; give files or folders with " + " ".join(SUFFIXES)
+
+
+CHANCE = ("no more are right than by guessing: --size, --mean, --std, the order of --class-names "
+          "or the weights may be other than in training")
 
 
 @dataclass
@@ -31,6 +38,7 @@ class Tally:
     notes: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)  # by label
     correct: Counter[str] = field(default_factory=Counter)
+    wrong_labels: int = 0  # one by one: those that are there and were not predicted, and vice versa
 
     def add(self, rows: list[Row], batch: int, columns: int) -> None:
         """The rows of one picture; columns: how many the figure has."""
@@ -38,6 +46,8 @@ class Tally:
         if label and predicted:
             self.seen[label] += 1
             self.correct[label] += label == predicted
+            there, said = (set(words.split(BETWEEN)) - {NO_LABEL} for words in (label, predicted))
+            self.wrong_labels += len(there ^ said)
         if status == SKIPPED:
             self.skipped.append(rows[0]["note"])
         elif status == NOT_PICKED:
@@ -64,8 +74,8 @@ def nothing_explained(tally: Tally, pick: str) -> InputError:
     return InputError(first + (f" (and {len(others)} more that can't be read)" if others else ""))
 
 
-def summary(network: str, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
-            columns: int, per_picture: int, written: str, layer_note: str = "") -> str:
+def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
+            columns: int, per_picture: int, written: str) -> str:
     """The account of a run.
 
     explanation: any of the run's. per_picture: how many of the figure's columns a picture has.
@@ -78,27 +88,59 @@ def summary(network: str, explanation: Explanation, pad: Pad, tally: Tally, *, s
     figure = f"; the figure shows the first {shown}" if all_columns > shown else ""
     figure += f" of {all_columns} columns" if figure and per_picture > 1 else ""
     return "\n".join([
-        f"network   {network}",
-        f"layer     {explanation.layer}, {explanation.alpha.shape[1]} maps of {u} x {v}",
-        f"pad       {pad_sentence(explanation, pad)}",
-        f"pictures  {tally.explained} explained in {seconds:.1f} s{skipped}{figure}",
-        *accuracy_lines(tally),
-        *(f"note      {words} ({n})" for words, n in tally.notes.items()),
-        *textwrap.wrap(layer_note and f"note      {layer_note}", 80, subsequent_indent=" " * 10),
+        *entry("network", network.title),
+        *entry("task", task_sentence(network)),
+        *entry("prepared", preparation_sentence(network)),
+        *entry("layer", f"{explanation.layer}, {explanation.alpha.shape[1]} maps of {u} x {v}"),
+        *entry("pad", pad_sentence(explanation, pad)),
+        *entry("pictures", f"{tally.explained} explained in {seconds:.1f} s{skipped}{figure}"),
+        *accuracy_lines(tally, network),
+        *(line for words, n in tally.notes.items() for line in entry("note", f"{words} ({n})")),
+        *(line for words in network.notes for line in entry("note", words)),
         f"written   {textwrap.indent(written, ' ' * 10).lstrip()}",
     ])  # fmt: skip
 
 
-def accuracy_lines(tally: Tally) -> list[str]:
-    seen, correct = tally.seen.total(), tally.correct.total()
+def entry(name: str, words: str) -> list[str]:
+    """The lines of the account that say one thing."""
+    return textwrap.wrap(f"{name:<10}{words}", 80, subsequent_indent=" " * 10,
+                         break_on_hyphens=False)
+
+
+def task_sentence(network: Network) -> str:
+    assert network.task is not None
+    undone = f"; explained before its {network.undone}" if network.undone else ""
+    return f"{network.task}: {TASKS[network.task].meaning}{undone}"
+
+
+def preparation_sentence(network: Network) -> str:
+    """resized to cover 256, cut to 224, mean 0.485 0.456 0.406, ... (the weights' own)"""
+    to = network.preprocessing
+    cover, cut = map(each_axis, (to.resize_size, to.crop_size))
+    mean, std = (" ".join(f"{number:g}" for number in numbers) for numbers in (to.mean, to.std))
+    return f"resized to cover {cover}, cut to {cut}, mean {mean}, std {std} ({network.prepared_by})"
+
+
+def accuracy_lines(tally: Tally, network: Network) -> list[str]:
+    seen, correct, C = tally.seen.total(), tally.correct.total(), len(network.classes)
     if not seen:
         return []
+    if network.task == "multilabel":
+        single = 1 - tally.wrong_labels / (seen * C)
+        return entry("accuracy", f"{correct} of {seen} with labels have all of them right "
+                     f"({correct / seen:.1%}); of single labels {single:.1%} are")
     space = "\N{NO-BREAK SPACE}"  # within a class and its count no line is broken
     counts = (f"{name} {tally.correct[name]}/{n}" for name, n in sorted(tally.seen.items()))
     wrapped = textwrap.wrap(", ".join(count.replace(" ", space) for count in counts), 70)
     percent = f"{correct / seen:.1%}"
     return [f"accuracy  {correct} of {seen} with a label are right ({percent})",
-            *(" " * 10 + line.replace(space, " ") for line in wrapped)]
+            *(" " * 10 + line.replace(space, " ") for line in wrapped),
+            *(entry("note", CHANCE) if is_chance(correct, seen, C) else ())]
+
+
+def is_chance(correct: int, seen: int, C: int) -> bool:
+    """Whether so many may be right by guessing among C classes: up to two standard deviations."""
+    return seen >= 20 and correct / seen <= 1 / C + 2 * math.sqrt((1 - 1 / C) / C / seen)
 
 
 def pad_sentence(explanation: Explanation, asked: Pad) -> str:

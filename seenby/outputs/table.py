@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from seenby.core.explanation import Explanation
 from seenby.core.methods import METHODS
+from seenby.inputs.classes import BETWEEN, NO_LABEL
 from seenby.inputs.pictures import Picture
 
 Row = dict[str, str]
 EXPLAINED, SKIPPED, NOT_PICKED = "explained", "skipped", "not picked"  # the values of status
 COLUMNS = ("image", "label", "status", "predicted", "predicted_probability", "target",
            "target_index", "target_probability", "layer", "method", "note")
-NO_EVIDENCE = "no positive evidence"
+NO_EVIDENCE, NOT_FINITE = "no positive evidence", "the network outputs NaN or infinity"
+MAY_BE_PROBABILITY = ("the outputs lie within 0 and 1, as probabilities do, but no softmax or "
+                      "sigmoid was seen: where one is sure its map is flat, return logits")
 PARTLY_GUIDED, NOT_GUIDED = "guided at the ReLUs, plain there", "the plain gradient is shown"
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # so begins a cell that would be computed
 
 
 def explained_row(picture: Picture, explanation: Explanation, classes: Sequence[str]) -> Row:
     """What the table and the figure say of one picture, one target and one method."""
-    probabilities = explanation.logits[0].softmax(0)
-    # Of the logits, as probabilities may be equal where these are not.
-    predicted, target = int(explanation.logits[0].argmax()), int(explanation.target)
+    predicted, probability = prediction(explanation, classes)
     return blank_row(picture, EXPLAINED) | {
-        "predicted": classes[predicted],
-        "predicted_probability": f"{probabilities[predicted]:.6f}",
-        "target": classes[target],
-        "target_index": str(target),
-        "target_probability": f"{probabilities[target]:.6f}",
+        "predicted": predicted,
+        "predicted_probability": probability,
+        "target": target_title(explanation, classes),
+        "target_index": target_index(explanation),
+        "target_probability": target_probability(explanation),
         "layer": explanation.layer,
         "method": explanation.method,
         "note": "; ".join(filter(None, [picture.note, *notes_on(explanation)])),
     }
+
+
+def prediction(explanation: Explanation, classes: Sequence[str]) -> tuple[str, str]:
+    """The classes that the network says of a picture, and the probability of each."""
+    if explanation.predicted is None or explanation.probabilities is None:
+        return "", ""
+    said = explanation.predicted[0].nonzero()[:, 0].tolist()
+    numbers = explanation.probabilities[0].tolist()
+    names = BETWEEN.join(classes[c] for c in said) or NO_LABEL
+    return names, BETWEEN.join(f"{numbers[c]:.6f}" for c in said)
+
+
+def target_title(explanation: Explanation, classes: Sequence[str]) -> str:
+    """cat, or up:age, or like dog_cat."""
+    if explanation.target is None:
+        return explanation.target_name
+    name = classes[int(explanation.target)]
+    return f"{explanation.target_name}:{name}" if explanation.target_name else name
+
+
+def target_index(explanation: Explanation) -> str:
+    """3, or up3, or nothing where no class is explained; it is part of file names."""
+    if explanation.target is None:
+        return ""
+    return f"{explanation.target_name}{int(explanation.target)}"
+
+
+def target_probability(explanation: Explanation) -> str:
+    if explanation.probabilities is None:
+        return ""
+    c = 0 if explanation.target is None else int(explanation.target)
+    return f"{float(explanation.probabilities[0, c]):.6f}"
 
 
 def skipped_row(picture: Picture) -> Row:
@@ -39,10 +73,10 @@ def skipped_row(picture: Picture) -> Row:
     return blank_row(picture, SKIPPED) | {"note": picture.note}
 
 
-def unpicked_row(picture: Picture, predicted: str, probability: float) -> Row:
+def unpicked_row(picture: Picture, predicted: str, probability: str) -> Row:
     """Of a picture that --pick left out."""
     return blank_row(picture, NOT_PICKED) | {
-        "predicted": predicted, "predicted_probability": f"{probability:.6f}", "note": picture.note,
+        "predicted": predicted, "predicted_probability": probability, "note": picture.note,
     }  # fmt: skip
 
 
@@ -54,11 +88,22 @@ def blank_row(picture: Picture, status: str) -> Row:
 def notes_on(explanation: Explanation) -> list[str]:
     """What a reader of the maps must know; empty strings among it."""
     patches = str(explanation.grid) if explanation.grid.layout == "tokens" else ""
-    notes = ["" if explanation.L_c.any() else NO_EVIDENCE, patches, guided_note(explanation)]
+    notes = [evidence_note(explanation), patches, guided_note(explanation)]
+    if explanation.may_be_probability is not None and explanation.may_be_probability.any():
+        notes.append(MAY_BE_PROBABILITY)
     if explanation.negative_activations is not None and explanation.negative_activations.any():
         notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "
                      f"{explanation.layer} have negative values")
     return notes
+
+
+def evidence_note(explanation: Explanation) -> str:
+    """Why there is nothing to see, if so."""
+    if not explanation.is_finite.all():
+        return NOT_FINITE
+    if explanation.task == "segmentation" and float(target_probability(explanation)) == 0:
+        return "the class wins no pixel"
+    return "" if explanation.L_c.any() else NO_EVIDENCE
 
 
 def guided_note(explanation: Explanation) -> str:
@@ -83,8 +128,11 @@ def method_title(method: str) -> str:
 
 def escape_formulas(row: Row) -> Row:
     """An apostrophe makes a cell text for a spreadsheet."""
-    return {column: f"'{cell}" if cell.startswith(FORMULA_PREFIXES) else cell
-            for column, cell in row.items()}
+    return {column: f"'{cell}" if is_formula(cell) else cell for column, cell in row.items()}
+
+
+def is_formula(cell: str) -> bool:
+    return cell.startswith(FORMULA_PREFIXES) and not re.fullmatch(r"-\d+\.\d+", cell)
 
 
 def unescape_formula(cell: str) -> str:

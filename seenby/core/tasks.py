@@ -1,0 +1,236 @@
+"""What a network's ending means: a score and a probability for each class, and what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seenby.core.recorder import before_ending
+from seenby.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of ending. y: what comes out, before a softmax or sigmoid; S (B, C): its scores.
+
+    y_c, which is explained, is the column c of S.
+    """
+
+    meaning: str  # for the account
+    shape: str  # of y, for a message
+    accepts: Callable[[Tensor], bool]
+    scores: Callable[[Tensor], Tensor]  # y -> S
+    probabilities: Callable[[Tensor, Tensor], Tensor] | None  # y and S -> (B, C)
+    order: Callable[[Tensor, Tensor], Tensor] | None = None  # y and S -> (B, C) the largest is said
+    is_several: bool = False  # all above 0.5 are predicted, and not the first in order
+
+
+def is_rows(y: Tensor) -> bool:
+    return y.ndim == 2
+
+
+def softmax(_y: Tensor, S: Tensor) -> Tensor:
+    """Of a row that is a probability already, as it sums to 1, the row itself."""
+    is_done = (S.amin(1) >= 0) & ((S.sum(1) - 1).abs() < 1e-3)
+    return torch.where(is_done[:, None], S, S.softmax(1))
+
+
+def winners(y: Tensor) -> Tensor:
+    """(B, C, H, W) -> the same, 1 where a class is the largest of all at its pixel, 0 elsewhere."""
+    return torch.zeros_like(y).scatter_(1, y.argmax(1, keepdim=True), 1)
+
+
+def both_ways(z: Tensor) -> Tensor:
+    """One logit z (B, 1, ...) speaks for class 1, and as much against class 0."""
+    return torch.cat([-z, z], 1) if z.shape[1] == 1 else z
+
+
+def scores_where_won(y: Tensor) -> Tensor:
+    """The sum of a class's logits over the pixels that it wins (Vinogradova et al. 2020)."""
+    y = both_ways(y)
+    return (y * winners(y.detach())).sum((2, 3))
+
+
+def shares(y: Tensor, _scores: Tensor) -> Tensor:
+    """(B, C) the share of the pixels that each class wins."""
+    return winners(both_ways(y)).mean((2, 3))
+
+
+def background_last(y: Tensor, S: Tensor) -> Tensor:
+    """By shares; class 0 is what is nothing else."""
+    order = shares(y, S)
+    order[:, 0] -= 1
+    return order
+
+
+TASKS = {
+    "classes": Task(
+        "one of several, with probabilities by softmax", "(B, classes)",
+        lambda y: y.ndim == 2 and y.shape[1] > 1,
+        scores=lambda y: y, probabilities=softmax, order=lambda _, S: S,
+    ),
+    "binary": Task(
+        "one logit z for class 1, and -z for class 0", "(B, 1)",
+        lambda y: y.ndim == 2 and y.shape[1] == 1,
+        scores=both_ways, probabilities=lambda _, S: S.sigmoid(), order=lambda _, S: S,
+    ),
+    "multilabel": Task(
+        "labels that are there or not, each by its own sigmoid", "(B, labels)", is_rows,
+        scores=lambda y: y, probabilities=lambda _, S: S.sigmoid(), order=lambda _, S: S,
+        is_several=True,
+    ),
+    "regression": Task(
+        "numbers: what moves one up, or down", "(B, numbers)", is_rows,
+        scores=lambda y: y, probabilities=None,
+    ),
+    "segmentation": Task(
+        "a class for each pixel: the logits of a class where it wins", "(B, classes, H, W)",
+        lambda y: y.ndim == 4,
+        scores=scores_where_won, probabilities=shares, order=background_last,
+    ),
+    "embedding": Task(
+        "a vector: what makes it alike to another picture's", "(B, D)", is_rows,
+        scores=lambda y: y, probabilities=None,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A network's output, understood; what it says of the classes is computed when it is asked."""
+
+    y: Tensor  # before any final softmax or sigmoid
+    task: str
+    undone: str  # softmax or sigmoid, where there was one
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(B, C), part of the graph."""
+        return TASKS[self.task].scores(self.y)
+
+    @cached_property
+    def probabilities(self) -> Tensor | None:
+        """(B, C)."""
+        of_scores = TASKS[self.task].probabilities
+        return of_scores and of_scores(self.y.detach(), self.scores.detach())
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """(B, C) by which the classes are ranked: of what the probabilities are made of, as these
+        may be equal where it is not."""
+        of_scores = TASKS[self.task].order
+        return of_scores and of_scores(self.y.detach(), self.scores.detach())
+
+    @cached_property
+    def predicted(self) -> Tensor | None:
+        """(B, C) whether each class is predicted."""
+        if self.order is None or self.probabilities is None:
+            return None
+        if TASKS[self.task].is_several:
+            return self.probabilities > 0.5
+        first = torch.zeros_like(self.order, dtype=torch.bool)
+        return first.scatter_(1, self.order.argmax(1, keepdim=True), True)
+
+    @cached_property
+    def may_be_probability(self) -> Tensor:
+        """(B,) whether y lies within 0 and 1, though no softmax or sigmoid was seen.
+
+        Two logits may do so by chance: they must sum to 1.
+        """
+        y = self.y.detach()
+        if self.undone or TASKS[self.task].order is None or y.ndim != 2:
+            return torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        within = (y.amin(1) >= 0) & (y.amax(1) <= 1)
+        return within & ((y.sum(1) - 1).abs() < 1e-3) if y.shape[1] == 2 else within
+
+
+def read_ending(output: Any, B: int, task: str | None = None) -> Ending | None:
+    """Of a network's output for B pictures; the task is found where none is given.
+
+    None: only a function can tell what is explained.
+    """
+    tensor = tensor_in(output, B)
+    if tensor is None:
+        return None
+    y, undone = before_ending(tensor)
+    if y.numel() == B:  # one number a picture, in whatever shape
+        y = y.reshape(B, 1)
+    elif y.shape[2:].numel() == 1:  # (B, C, 1, 1)
+        y = y.flatten(1)
+    task = task or found_task(y, undone)
+    require_task(task)
+    if not TASKS[task].accepts(y):
+        raise InputError(f"task {task} was given, which takes {TASKS[task].shape}; the network "
+                         f"gives {tuple(y.shape)}: leave the task away, or give the right one")
+    return Ending(y, task, undone)
+
+
+def require_task(name: str) -> None:
+    if name not in TASKS:
+        raise InputError(f"task {name!r} was given; give one of {', '.join(TASKS)}")
+
+
+def found_task(y: Tensor, undone: str) -> str:
+    if y.ndim == 4:
+        return "segmentation"
+    if y.shape[1] == 1:
+        return "binary"
+    return "multilabel" if undone == "sigmoid" else "classes"
+
+
+def tensor_in(output: Any, B: int) -> Tensor | None:
+    """The tensor that the network was made for, if that is plain."""
+    if isinstance(output, Tensor):
+        return output if is_ending(output, B) else None
+    named = getattr(output, "logits", None)
+    if isinstance(output, Mapping):
+        named = output.get("logits", output.get("out"))
+        output = list(output.values())
+    if isinstance(named, Tensor):
+        return named if is_ending(named, B) else None
+    values = output if isinstance(output, (tuple, list)) else ()
+    fitting = [t for t in values if isinstance(t, Tensor) and is_ending(t, B)]
+    # A network that hands out its maps as well does so beside its rows.
+    fitting = [t for t in fitting if t.ndim == 2] or fitting
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def is_ending(tensor: Tensor, B: int) -> bool:
+    """One number a picture, rows or maps."""
+    if not tensor.is_floating_point():
+        return False
+    return tensor.numel() == B or (tensor.ndim in (2, 4) and len(tensor) == B)
+
+
+def detached(output: Any) -> Any:
+    """An output without its graph, whose memory is let go."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    if isinstance(output, (tuple, list)):
+        return [*map(detached, output)]
+    if isinstance(output, Mapping):
+        return {name: detached(value) for name, value in output.items()}
+    return output
+
+
+def no_ending(output: Any) -> InputError:
+    return InputError(
+        f"the network gives {described(output)}, of which it is not plain what to explain; wrap it "
+        "in FILE.py in a module whose forward returns (B, classes), such as `return "
+        "self.net(x)[0]`, or in Python give target a function of this output that returns (B,)")
+
+
+def described(output: Any) -> str:
+    """Of a network's output, in a few words."""
+    if isinstance(output, Tensor):
+        return f"{tuple(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} of {', '.join(map(str, output))}"
+    if isinstance(output, (tuple, list)):
+        return f"{type(output).__name__} of {', '.join(map(described, output)) or 'nothing'}"
+    return type(output).__name__

@@ -1,0 +1,287 @@
+"""What a network's ending means: each task on networks whose maps are known by hand."""
+
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from seenby import InputError, explain, explain_many
+from seenby.core.recorder import ForwardRecorder
+from seenby.core.tasks import read_ending
+
+
+class Body(nn.Module):
+    """Two convolutions; the head reads the means of the last maps, or each cell for itself."""
+
+    def __init__(self, outputs=5, ending=lambda y: y):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3)
+        self.head, self.ending = nn.Linear(6, outputs), ending
+
+    def forward(self, x):
+        A = F.relu(self.conv2(F.relu(self.conv1(x))))
+        return self.ending(self.head(A.mean((2, 3))))
+
+
+def network(outputs=5, ending=lambda y: y, seed=0):
+    torch.manual_seed(seed)
+    return Body(outputs, ending).double().eval()
+
+
+def pictures(B=3):
+    return torch.rand(B, 1, 12, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def maps_by_hand(net, x, weights):
+    """Of a score w . mean(ReLU(conv2)): L_c (B, u, v), and R by ReLUs that are guided by hand.
+
+    conv2 is the layer; the gradient at its output is w / (u v) where it is above zero.
+    """
+    with torch.no_grad():
+        first = net.conv1(x)
+        A = net.conv2(F.relu(first))
+        u, v = A.shape[2:]
+        g = (weights / (u * v))[None, :, None, None] * (A > 0)
+        L_c = F.relu((g.mean((2, 3), keepdim=True) * A).sum(1))
+        g = F.conv_transpose2d(g.clamp(min=0), net.conv2.weight)
+        R = F.conv_transpose2d((g * (first > 0)).clamp(min=0), net.conv1.weight)
+    return L_c, R
+
+
+def assert_maps(explanation, L_c, R, factor=1.0):
+    torch.testing.assert_close(explanation.L_c, factor * L_c, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(explanation.R, factor * R, rtol=1e-12, atol=1e-15)
+    assert R.any()
+
+
+@pytest.mark.parametrize("ending", [
+    torch.sigmoid, nn.Sigmoid(), F.logsigmoid, torch.special.expit, lambda y: y.sigmoid(),
+    lambda y: torch.sigmoid(y).view(-1, 5), lambda y: {"logits": torch.sigmoid(y)},
+])  # fmt: skip
+def test_a_sigmoid_over_several_labels_is_undone(ending):
+    x, plain, ended = pictures(), network(), network(ending=ending)
+    for net in (plain, ended):
+        net.head.weight.data *= 1e3  # so sure that float64's sigmoids are 0 and 1
+    found, expected = explain(ended, x, 3, "conv2"), explain(plain, x, 3, "conv2")
+    assert_maps(found, *maps_by_hand(plain, x, plain.head.weight[3]))
+    assert torch.equal(found.L_c, expected.L_c)
+    assert (found.task, found.undone, expected.task) == ("multilabel", "sigmoid", "classes")
+    torch.testing.assert_close(found.probabilities, plain(x).sigmoid())
+    assert torch.equal(found.predicted, plain(x) > 0)
+    assert not found.may_be_probability.any()
+
+
+@pytest.mark.parametrize("ending", [
+    lambda y: y.softmax(1), lambda y: y.log_softmax(-1), nn.Softmax(1), nn.LogSoftmax(dim=1),
+    lambda y: F.softmax(y, dim=1).squeeze(), lambda y: (y.softmax(1), "more"),
+])  # fmt: skip
+def test_a_softmax_is_undone(ending):
+    x, plain, ended = pictures(), network(), network(ending=ending)
+    found = explain(ended, x, 3, "conv2")
+    assert_maps(found, *maps_by_hand(plain, x, plain.head.weight[3]))
+    assert (found.task, found.undone) == ("classes", "softmax")
+    torch.testing.assert_close(found.probabilities, plain(x).softmax(1))
+
+
+@pytest.mark.parametrize("ending", [
+    lambda y: y, torch.sigmoid, lambda y: y[:, 0], lambda y: torch.sigmoid(y).squeeze(1),
+    lambda y: y.squeeze(), lambda y: {"out": y[:, 0]},
+])  # fmt: skip
+def test_one_logit_speaks_for_class_1_and_against_class_0(ending):
+    x = pictures()
+    net = network(1, ending)
+    w = net.head.weight[0].detach()
+    z = network(1)(x).detach()
+    zero, one = explain_many(net, x, [0, 1], "conv2")
+    assert_maps(one, *maps_by_hand(net, x, w))
+    assert_maps(zero, *maps_by_hand(net, x, -w))
+    assert (one.task, one.logits.shape) == ("binary", (3, 1))
+    torch.testing.assert_close(one.probabilities, torch.cat([(-z).sigmoid(), z.sigmoid()], 1))
+    assert torch.equal(one.predicted, torch.cat([z <= 0, z > 0], 1))
+    assert torch.equal(explain(net, x).target, (z[:, 0] > 0).long())
+    # A network of two classes with weights (-w, w) / 2 says the same, with half the gradient.
+    two = network(2)
+    two.conv1, two.conv2 = net.conv1, net.conv2
+    two.head.weight.data = torch.stack([-w, w]) / 2
+    two.head.bias.data = torch.stack([-net.head.bias[0], net.head.bias[0]]).detach() / 2
+    half = explain(two, x, 1, "conv2")
+    assert_maps(half, *maps_by_hand(net, x, w), factor=0.5)
+    torch.testing.assert_close(half.probabilities, one.probabilities)
+
+
+def test_one_logit_of_one_picture_in_no_axis_at_all():
+    net = network(1, torch.squeeze)
+    assert net(pictures(1)).shape == ()
+    assert explain(net, pictures(1)).logits.shape == (1, 1)
+
+
+def test_a_number_moves_up_or_down():
+    net, x = network(3), pictures()
+    w = net.head.weight[2].detach()
+    up, down, plain = explain_many(net, x, ["up:2", "down:2", 2], "conv2", task="regression")
+    assert_maps(up, *maps_by_hand(net, x, w))
+    assert_maps(down, *maps_by_hand(net, x, -w))
+    assert torch.equal(plain.R, up.R)
+    assert (up.target_name, down.target_name, up.target.tolist()) == ("up", "down", [2, 2, 2])
+    assert up.probabilities is None
+    assert up.predicted is None
+    assert explain(net, x, task="regression").target.tolist() == [0, 0, 0]
+    for wrong in ("up", "up:x", "sideways:1"):
+        with pytest.raises(InputError, match="regression: give up:0 or down:0, or another output"):
+            explain(net, x, wrong, task="regression")
+    with pytest.raises(InputError, match="class 3 was given; the network has classes 0 to 2"):
+        explain(net, x, "up:3", task="regression")
+    with pytest.raises(InputError, match="the task is regression, which ranks no classes"):
+        explain_many(net, x, ["top:2"], task="regression")
+
+
+class Dense(Body):
+    """A class for each pixel: the head reads each cell, and its answer is enlarged."""
+
+    def forward(self, x):
+        A = F.relu(self.conv2(F.relu(self.conv1(x))))
+        y = F.linear(A.permute(0, 2, 3, 1), self.head.weight, self.head.bias).permute(0, 3, 1, 2)
+        return self.ending(F.interpolate(y, x.shape[2:], mode="nearest"))
+
+
+@pytest.mark.parametrize("ending", [lambda y: y, lambda y: {"out": y.softmax(1), "aux": y}])
+def test_a_segmentation_is_explained_where_the_class_wins(ending):
+    torch.manual_seed(0)
+    net, x = Dense(4, ending).double(), pictures()
+    net.head.bias.data += torch.tensor([0.0, 0.0, 0.1, 0.1])
+    y = Dense.forward(SimpleNamespace(**net._modules, ending=lambda y: y), x)
+    leaf, by_hand = x.clone().requires_grad_(), torch.zeros(3, 4, dtype=torch.float64)
+    for b in range(3):
+        for c in range(4):
+            wins = y[b].argmax(0) == c
+            by_hand[b, c] = wins.double().mean()
+    c = int(by_hand.sum(0).argmax())
+    found = explain(net, leaf, c, "conv2")
+    assert (found.task, found.logits.shape) == ("segmentation", (3, 4, 12, 16))
+    torch.testing.assert_close(found.probabilities, by_hand)
+    order = by_hand.clone()
+    order[:, 0] -= 1  # the background comes last
+    assert torch.equal(explain(net, x).target, order.argmax(1))
+    # The sum written out: at conv2's output it is the head's row where the class wins.
+    A = net.conv2(F.relu(net.conv1(x))).detach().requires_grad_()
+    cells = F.linear(F.relu(A).permute(0, 2, 3, 1), net.head.weight, net.head.bias)
+    full = F.interpolate(cells.permute(0, 3, 1, 2), x.shape[2:], mode="nearest")
+    y_c = sum(full[b, c][y[b].argmax(0) == c].sum() for b in range(3))
+    (g,) = torch.autograd.grad(y_c, A)
+    L_c = F.relu((g.mean((2, 3), keepdim=True) * A.detach()).sum(1))
+    assert L_c.any()
+    torch.testing.assert_close(found.L_c, L_c, rtol=1e-12, atol=1e-15)
+
+
+def test_a_mask_is_a_segmentation_of_two_classes():
+    torch.manual_seed(0)
+    net, x = Dense(1, torch.sigmoid).double(), pictures()
+    z = net(x)
+    zero, one = explain_many(net, x, [0, 1], "conv2")
+    share = (z > 0.5).double().mean((1, 2, 3))
+    torch.testing.assert_close(one.probabilities, torch.stack([1 - share, share], 1))
+    assert one.task == "segmentation"
+    assert zero.L_c.any() or one.L_c.any()
+
+
+def test_an_embedding_is_compared_with_another_pictures():
+    net, x = network(), pictures()
+    like = net(pictures(5)[4:]).detach()[0]
+    A = net.conv2(F.relu(net.conv1(x))).detach().requires_grad_()
+    y = net.head(F.relu(A).mean((2, 3)))
+    cosine = (y * like).sum(1) / (y.norm(dim=1) * like.norm())
+    (g,) = torch.autograd.grad(cosine.sum(), A)
+    L_c = F.relu((g.mean((2, 3), keepdim=True) * A.detach()).sum(1))
+    for target in (like, like[None], like.expand(3, 5)):
+        found = explain(net, x, target, "conv2", task="embedding")
+        torch.testing.assert_close(found.L_c, L_c, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(found.probabilities, cosine.detach()[:, None])
+        assert (found.target, found.target_name) == (None, "like reference")
+    for wrong in (None, 3, like[:2]):
+        with pytest.raises(InputError, match=r"embedding, whose target .*; give --like"):
+            explain(net, x, wrong, task="embedding")
+
+
+def test_the_same_logits_are_another_task_where_it_is_named():
+    net, x = network(), pictures()
+    found = explain(net, x, task="multilabel")
+    torch.testing.assert_close(found.probabilities, net(x).sigmoid())
+    sure = explain(network(ending=torch.sigmoid), x, task="classes")
+    torch.testing.assert_close(sure.probabilities, net(x).softmax(1))
+    with pytest.raises(InputError, match=r"task binary was given, which takes \(B, 1\)"):
+        explain(net, x, task="binary")
+    with pytest.raises(InputError, match="task 'magic' was given; give one of classes, "):
+        explain(net, x, task="magic")
+
+
+def by_hand_softmax(y):
+    return y.exp() / y.exp().sum(1, keepdim=True)
+
+
+def test_probabilities_without_a_softmax_are_said_to_be_such():
+    x = pictures()
+    found = explain(network(ending=by_hand_softmax), x)
+    assert found.may_be_probability.tolist() == [True] * 3
+    torch.testing.assert_close(found.probabilities, network()(x).softmax(1))  # not once more
+    found = explain(network(ending=lambda y: 1 / (1 + (-y).exp())), x)
+    assert found.may_be_probability.tolist() == [True] * 3
+    assert not explain(network(), x).may_be_probability.any()
+    one = explain(network(1, lambda y: 1 / (1 + (-y).exp())), x)
+    assert one.may_be_probability.all()
+    numbers = explain(network(ending=by_hand_softmax), x, task="regression")
+    assert not numbers.may_be_probability.any()
+
+
+def test_two_logits_within_0_and_1_are_probabilities_if_they_sum_to_1():
+    rows = torch.tensor([[0.25, 0.75], [0.25, 0.5], [-0.25, 1.25]])
+    assert read_ending(rows, 3).may_be_probability.tolist() == [True, False, False]
+
+
+Logits = type("Logits", (), {})
+
+
+@pytest.mark.parametrize("output", [
+    lambda y: y, lambda y: (y, torch.zeros(3, 2, 4, 4)), lambda y: [y], lambda y: {"logits": y},
+    lambda y: OrderedDict(aux=y.flip(0), out=y), lambda y: {"scores": y, "ids": torch.zeros(3)},
+    lambda y: SimpleNamespace(logits=y, hidden=[y]), lambda y: y[..., None, None],
+])  # fmt: skip
+def test_the_logits_are_found_in_what_a_network_returns(output):
+    y = torch.randn(3, 5)
+    found = read_ending(output(y), 3)
+    assert torch.equal(found.y, y)
+    assert found.task == "classes"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (lambda y: (y, y), r"gives tuple of \(3, 5\) of float64, \(3, 5\) of float64"),
+        (lambda y: {"boxes": y, "scores": y}, "gives dict of boxes, scores, of which it is not"),
+        (lambda y: [{"boxes": y}] * 3, "gives list of dict of boxes, dict of boxes, dict of"),
+        (lambda y: (), "gives tuple of nothing, of which"),
+        (lambda y: y.long(), r"gives \(3, 5\) of int64, of which"),
+        (lambda y: y[None], r"gives \(1, 3, 5\) of float64, of which"),
+        (lambda y: "cat", "gives str, of which"),
+    ],
+)
+def test_an_output_that_is_not_plain_is_named_with_the_cure(output, words):
+    net = network(ending=output)
+    with pytest.raises(InputError, match=f"the network {words}.*; wrap it in FILE.py in a "):
+        explain(net, pictures(), 2, "conv2")
+    with pytest.raises(InputError, match=r"the network gives .*; wrap it in FILE.py in a "):
+        explain(net, pictures())
+
+
+def test_an_output_changed_behind_its_softmax_is_taken_as_it_is():
+    x = torch.rand(3, 5)
+    with torch.no_grad(), ForwardRecorder(x):
+        y = x.softmax(1)
+        assert read_ending(y, 3).undone == "softmax"
+        y.mul_(2)
+    assert read_ending(y, 3).undone == ""
+    assert read_ending(y, 3).y is y
+    in_place = explain(network(ending=lambda y: y.sigmoid_()), pictures())
+    assert (in_place.undone, in_place.may_be_probability.all().item()) == ("", True)

@@ -10,7 +10,6 @@ from matplotlib import colormaps
 from PIL import Image
 
 from seenby import InputError, Picture, Style, draw_grid, explain, overlay
-from seenby.core.tasks import read_ending
 from seenby.outputs.figure import PANELS, panel_array, percent
 from seenby.outputs.table import explained_row
 
@@ -25,10 +24,6 @@ def column(network, digits):
     def changed(label="1", **change):
         x = network.tensor([digits[1].image])
         explanation = replace(explain(network.module, x), **change)
-        if "logits" in change:
-            ending = read_ending(change["logits"], 1)
-            explanation = replace(explanation, probabilities=ending.probabilities,
-                                  predicted=ending.predicted)
         return replace(digits[1], label=label), explanation
 
     return changed

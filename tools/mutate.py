@@ -40,9 +40,9 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "axes of the map swapped": (EXPLANATION, "@ A.flatten(2)", "@ A.mT.flatten(2)"),
     "gradient twice as large": (
-        EXPLANATION,
-        "seeds = torch.eye(",
-        "seeds = 2 * torch.eye(",
+        BACKWARD,
+        "gradient(target.sum(), A,",
+        "gradient(2 * target.sum(), A,",
     ),
     "class: the least likely one": (
         TARGETS,
@@ -153,7 +153,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "ways past the layer lost": (
         BACKWARD,
-        "if last and every_path_passes(get_gradient_edge(A), logits, x)",
+        "if last and every_path_passes(get_gradient_edge(A), y_c, x)",
         "if last",
     ),
     "other half of the layer taken for it": (

@@ -15,30 +15,31 @@ from seenby.errors import as_input_error
 GRAPH_HINT = "or switch off no_grad and checkpoints within the network"
 
 
-def head_gradients(logits: Tensor, A: Tensor, dyc_dy: Tensor) -> list[Tensor]:
+def head_gradients(y_c: Tensor, A: Tensor) -> list[Tensor]:
     """dy_c / dA (B, K, u, v) of every target: where it can be, by one walk through the head.
 
-    dyc_dy: (T, B, C), the gradient of each target's y_c with respect to the logits.
+    y_c: (T, B). One gradient serves a batch, as no picture's score depends on another picture.
     """
-    if len(dyc_dy) > 1:
+    T, B = y_c.shape
+    if T > 1:
+        each = torch.eye(T, dtype=y_c.dtype, device=y_c.device)[..., None].expand(T, T, B)
         with suppress(RuntimeError):  # group norm, for one, is not made for several at once
-            walk = torch.autograd.grad(logits, A, dyc_dy, retain_graph=True, is_grads_batched=True)
+            walk = torch.autograd.grad(y_c, A, each, retain_graph=True, is_grads_batched=True)
             return list(walk[0])
-    return [gradient(logits, seed, A, retain_graph=True) for seed in dyc_dy]
+    return [gradient(target.sum(), A, retain_graph=True) for target in y_c]
 
 
-def guided_backprop(relu_nodes: Sequence[Any], A: Tensor, logits: Tensor, x: Tensor,
-                    dyc_dy: Tensor) -> list[Tensor]:
+def guided_backprop(relu_nodes: Sequence[Any], A: Tensor, y_c: Tensor, x: Tensor) -> list[Tensor]:
     """R (B, C, H, W) of every target: dy_c / dx with every ReLU guided from here on."""
     for node in relu_nodes:
         node.register_hook(keep_positive)
-    y, seeds, last = logits, list(dyc_dy), len(dyc_dy) - 1
+    numbers, last = [target.sum() for target in y_c], len(y_c) - 1
     fix = f"explain without guided maps, {GRAPH_HINT}"
     with as_input_error("the pixels do not lead to the logits", fix):
         # If so, they share the walk through the head.
-        if last and every_path_passes(get_gradient_edge(A), logits, x):
-            y, seeds = A, head_gradients(logits, A, dyc_dy)
-        return [gradient(y, seed, x, retain_graph=t < last) for t, seed in enumerate(seeds)]
+        if last and every_path_passes(get_gradient_edge(A), y_c, x):
+            numbers = [(A * dyc_dA).sum() for dyc_dA in head_gradients(y_c, A)]
+        return [gradient(number, x, retain_graph=t < last) for t, number in enumerate(numbers)]
 
 
 def keep_positive(grad_inputs: Sequence[Tensor | None], _grad_outputs: Any) -> None:
@@ -52,13 +53,11 @@ def keep_positive(grad_inputs: Sequence[Tensor | None], _grad_outputs: Any) -> N
             grad_input.clamp_(min=0)
 
 
-def gradient(y: Tensor, seed: Tensor, x: Tensor, *, retain_graph: bool) -> Tensor:
-    """d(y * seed).sum() / dx.
-
-    The gradient of one number: where gradients are handed over, PyTorch compares their shapes with
-    SymPy's help, whose import takes half a second and 50 MB.
+def gradient(number: Tensor, x: Tensor, *, retain_graph: bool) -> Tensor:
+    """Of one number: where gradients are handed over, PyTorch compares their shapes with SymPy's
+    help, whose import takes half a second and 50 MB.
     """
-    return torch.autograd.grad((y * seed).sum(), x, retain_graph=retain_graph)[0]
+    return torch.autograd.grad(number, x, retain_graph=retain_graph)[0]
 
 
 def every_path_passes(edge: Any, y: Tensor, x: Tensor) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -20,7 +21,7 @@ from seenby.core.placement import Pad, Stride, place
 from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of, stride_of
 from seenby.core.search import FoundLayer, find_layer, layers_with_grids
 from seenby.core.state import eval_mode
-from seenby.core.targets import Score, Target, expand_targets, score_of
+from seenby.core.targets import Score, Target, expand_targets, score_of, stack_scores
 from seenby.core.tasks import Ending, detached, read_ending
 from seenby.errors import InputError, as_input_error
 
@@ -36,9 +37,7 @@ class Explanation:
     target_name: str  # up or down, like ..., or a function's; of a class nothing
     task: str  # one of TASKS; none where only a function knows what comes out
     undone: str  # the softmax or sigmoid at the network's end
-    probabilities: Tensor | None  # (B, C) of the classes, as the task has them
-    predicted: Tensor | None  # (B, C) which classes the network says
-    may_be_probability: Tensor | None  # (B,) logits within 0 and 1 make flat maps, if they are
+    likeness: Tensor | None  # (B, 1) to what an embedding is compared with
     layer: str
     method: str
     grid: Grid  # how the layer's output is read as u x v cells
@@ -58,6 +57,29 @@ class Explanation:
     def __iter__(self) -> Iterator[Explanation]:
         return (self.apply(itemgetter(slice(i, i + 1))) for i in range(len(self.L_c)))
 
+    @cached_property
+    def ending(self) -> Ending | None:
+        """The logits, understood; None where only a function knows what came out."""
+        return Ending(self.logits, self.task, self.undone) if self.task else None
+
+    @property
+    def probabilities(self) -> Tensor | None:
+        """(B, C) of the classes, as the task has them; of an embedding the likeness."""
+        if self.likeness is not None or self.ending is None:
+            return self.likeness
+        return self.ending.probabilities
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """(B, C) whether the network says each class; None where it says none."""
+        return None if self.ending is None else self.ending.predicted
+
+    @property
+    def may_be_probability(self) -> Tensor:
+        """(B,) whether the logits lie within 0 and 1: if they are probabilities, maps are flat."""
+        nowhere = torch.zeros(len(self.L_c), dtype=torch.bool)
+        return nowhere if self.ending is None else self.ending.may_be_probability
+
     @property
     def is_finite(self) -> Tensor:
         """(B,) whether what the network gave for a picture, and its maps, are numbers."""
@@ -67,9 +89,13 @@ class Explanation:
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Explanation:
         """The same with every tensor changed."""
-        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        changed: dict[str, Any] = {name: change(value) for name, value in self.tensors().items()}
         return replace(self, **changed)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if isinstance(value, Tensor)}
 
 
 def explain(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
@@ -108,7 +134,7 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
         forward = record_forward(net, x, found, guided, more)
         ending = read_ending(forward.output, len(x), task)
         scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
-        dyc_dAs, Rs = gradients(forward, torch.stack([score.y_c for score in scores]), guided)
+        dyc_dAs, Rs = gradients(forward, stack_scores(scores, ending), guided)
         return [explanation_of(forward, ending, score, method, pad, dyc_dA, R)
                 for score, dyc_dA, R in zip(scores, dyc_dAs, Rs, strict=True)
                 for method in methods]
@@ -117,16 +143,13 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
 def gradients(forward: Forward, y_c: Tensor,
               guided: bool) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     """dy_c / dA of every target, and its R; y_c: (T, B)."""
-    # One gradient for the whole batch: no picture's score depends on another picture.
-    seeds = torch.eye(len(y_c), dtype=y_c.dtype, device=y_c.device)[..., None]
-    seeds = seeds.expand(-1, -1, y_c.shape[1])  # (T, T, B)
     fix = f"name another one, {GRAPH_HINT}"
     with as_input_error(f"layer {forward.layer.name} does not lead to the logits", fix):
-        dyc_dAs = head_gradients(y_c, forward.A, seeds)
+        dyc_dAs = head_gradients(y_c, forward.A)
     if not guided:
         return dyc_dAs, [None] * len(y_c)
     # Last, as from now on the ReLUs are guided.
-    return dyc_dAs, guided_backprop(forward.recorder.relu_nodes, forward.A, y_c, forward.x, seeds)
+    return dyc_dAs, guided_backprop(forward.recorder.relu_nodes, forward.A, y_c, forward.x)
 
 
 @dataclass(frozen=True)
@@ -184,16 +207,10 @@ def explanation_of(forward: Forward, ending: Ending | None, score: Score, method
 
 def answer(output: Any, ending: Ending | None, score: Score) -> dict[str, Any]:
     """What an Explanation says of the network's answer."""
-    of_target = {"target": score.target, "target_name": score.name}
-    if ending is None:
-        return of_target | {"logits": detached(output), "task": "", "undone": "",
-                            "probabilities": None, "predicted": None, "may_be_probability": None}
-    no_class = score.probabilities is not None
-    return of_target | {
-        "logits": ending.y.detach(), "task": ending.task, "undone": ending.undone,
-        "probabilities": score.probabilities if no_class else ending.probabilities,
-        "predicted": ending.predicted, "may_be_probability": ending.may_be_probability,
-    }  # fmt: skip
+    logits = detached(output) if ending is None else ending.y.detach()
+    task, undone = ("", "") if ending is None else (ending.task, ending.undone)
+    return {"logits": logits, "task": task, "undone": undone, "target": score.target,
+            "target_name": score.name, "likeness": score.likeness}
 
 
 def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ OTHER_ACTIVATIONS = {
 ACTIVATIONS = {*RELU, *MAXIMUM, *LOWER_BOUND_ARGUMENT, *OTHER_ACTIVATIONS}
 SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
 RESHAPES = {"squeeze", "flatten", "reshape", "view"}
+ENDINGS = {"softmax", "log_softmax", *SIGMOIDS, *RESHAPES}  # what may end a network
 STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
@@ -72,8 +73,8 @@ class ForwardRecorder(TorchFunctionMode):
         for tensor in tensors_in((out,)):
             if stride := output_stride(name, args, kwargs, tensor):
                 setattr(tensor, STRIDE, stride)
-        if ending := ending_note(name, func, args, kwargs, out):
-            setattr(out, ENDING, ending)
+        if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):
+            setattr(out, ENDING, note)
         return out
 
     def activation(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -146,7 +147,7 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
     if name in SIGMOIDS:
         return out._version, "sigmoid", given
     # Attention's softmax goes over the last of four axes.
-    if name.endswith("softmax") and argument(args, kwargs, 1, "dim") in (None, 1, 1 - given.ndim):
+    if argument(args, kwargs, 1, "dim") in (None, 1, 1 - given.ndim):
         return out._version, "softmax", given
     return None
 

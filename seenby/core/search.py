@@ -15,7 +15,7 @@ from seenby.core.backward import GRAPH_HINT, every_path_passes
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import forward_with_hooks
 from seenby.core.recorder import NO_MORE, MoreInputs, first_tensor
-from seenby.core.targets import Target, score_of
+from seenby.core.targets import Target, score_of, stack_scores
 from seenby.core.tasks import no_ending, read_ending
 from seenby.errors import InputError, as_input_error
 
@@ -75,7 +75,7 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
 def first_score(output: Any, target: Target, task: str | None) -> Tensor:
     """A number that a network's output for one picture depends on, to look for the layer with."""
     if callable(target):
-        return score_of(target, output, None, 1).y_c[0]
+        return stack_scores([score_of(target, output, None, 1)], None)[0, 0]
     ending = read_ending(output, 1, task)
     if ending is None:
         raise no_ending(output)

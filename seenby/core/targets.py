@@ -39,10 +39,10 @@ Target = int | Sequence[int] | Tensor | str | Ranked | Like | Callable[[Any], Te
 class Score:
     """A target as it was understood."""
 
-    y_c: Tensor  # (B,), part of the graph
+    y_c: Tensor | None  # (B,), part of the graph; None: its class's
     target: Tensor | None  # (B,) the class; None where it is no class that is explained
     name: str = ""  # up or down, like ..., or a function's; of a class nothing
-    probabilities: Tensor | None = None  # where they are not those of the classes: (B, 1)
+    likeness: Tensor | None = None  # (B, 1) where another picture is compared with
 
 
 def expand_targets(targets: Iterable[Target]) -> list[Target]:
@@ -63,12 +63,29 @@ def score_of(target: Target, output: Any, ending: Ending | None, B: int) -> Scor
         raise no_ending(output)
     if ending.task == "embedding":
         return likeness(target, ending.y)
-    direction = ""
-    if ending.task == "regression":
-        direction, target = direction_of(target)
-    c = target_classes(target, ending)
-    y_c = ending.scores.gather(1, c[:, None])[:, 0]
+    if ending.task != "regression":
+        return Score(None, target_classes(target, ending))
+    direction, number = direction_of(target)
+    c = target_classes(number, ending)
+    y_c = class_scores(ending, [c])[0]
     return Score(-y_c if direction == "down" else y_c, c, direction)
+
+
+def class_scores(ending: Ending, targets: Sequence[Tensor]) -> Tensor:
+    """(T, B) of T targets (B,)."""
+    return ending.scores.gather(1, torch.stack(list(targets), 1)).T
+
+
+def stack_scores(scores: Sequence[Score], ending: Ending | None) -> Tensor:
+    """y_c (T, B) of T targets."""
+    classes = [score.target for score in scores if score.y_c is None and score.target is not None]
+    if ending is None or not classes:
+        return torch.stack([score.y_c for score in scores if score.y_c is not None])
+    of_classes = class_scores(ending, classes)  # at once, as ten of them would cost a tenth more
+    if len(classes) == len(scores):
+        return of_classes
+    rows = iter(of_classes)
+    return torch.stack([next(rows) if score.y_c is None else score.y_c for score in scores])
 
 
 def score_by(function: Callable[[Any], Tensor], name: str, output: Any, B: int) -> Tensor:

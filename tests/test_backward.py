@@ -114,7 +114,7 @@ class Headed(nn.Module):
 def test_several_targets_walk_the_head_once_where_they_can(monkeypatch, head, numpy, walks):
     monkeypatch.setattr(Counted, "numpy", numpy)
     head = head() if head is Attention else head  # with the test's own random weights
-    net, x = Headed(head).double(), torch.rand(4, 2, 9, 9, dtype=torch.float64)
+    net, x = Headed(head).float(), torch.rand(4, 2, 9, 9)
     targets = [2, None, [4, 3, 2, 1]]
     for guided in (False, True):
         monkeypatch.setattr(Counted, "walks", 0)

@@ -60,6 +60,29 @@ def gradient(number: Tensor, x: Tensor, *, retain_graph: bool) -> Tensor:
     return torch.autograd.grad(number, x, retain_graph=retain_graph)[0]
 
 
+def nodes_between(y: Tensor, x: Tensor) -> set[Any]:
+    """The nodes of autograd's graph that lie on a way from y back to the pixels x.
+
+    Others are not of this forward pass: a cache's graph, say, in which a hook would stay.
+    """
+    parents: dict[Any, list[Any]] = {y.grad_fn: []}
+    to_visit = [y.grad_fn]
+    while to_visit:
+        node = to_visit.pop()
+        for child, _ in node.next_functions if node else ():
+            if child not in parents:
+                parents[child] = []
+                to_visit.append(child)
+            parents[child].append(node)
+    between: set[Any] = set()
+    to_visit = [get_gradient_edge(x).node]
+    while to_visit:
+        if (node := to_visit.pop()) not in between and node in parents:
+            between.add(node)
+            to_visit += parents[node]
+    return between
+
+
 def every_path_passes(edge: Any, y: Tensor, x: Tensor) -> bool:
     """Whether every path back from y to the pixels x leads through a tensor's gradient edge."""
     visited: set[Any] = {(edge.node, edge.output_nr)}

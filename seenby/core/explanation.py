@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seenby.core import speedups
 from seenby.core.backward import GRAPH_HINT, guided_backprop, head_gradients
+from seenby.core.checks import require_arguments, telling_mismatch
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS
@@ -50,8 +51,8 @@ class Explanation:
     R: Tensor | None  # (B, C, H, W) guided backpropagation: signed, positive speaks for the class
     guided_cam: Tensor | None  # (B, C, H, W) R * heatmap
     negative_activations: Tensor | None  # (B,) has A any? None where the method doesn't care
-    relu_calls: int  # during the forward pass; guided backpropagation is defined for them
-    other_activations: tuple[str, ...]  # which guided backpropagation passes the plain gradient
+    relu_calls: int  # that were guided, on the ways from the logits to the pixels
+    other_activations: tuple[str, ...]  # there, which pass the plain gradient
     layer_note: str = ""  # what must be said of the layer's choice
 
     def __iter__(self) -> Iterator[Explanation]:
@@ -123,10 +124,12 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
                  task: str | None = None, args: Sequence[Any] = (),
                  kwargs: Mapping[str, Any] | None = None) -> list[Explanation]:
     """Every target by every method, from one forward pass: target by target, methods within."""
+    require_arguments(net, x)
     for method in methods:
         require_method(method)
     targets, more = expand_targets(targets), MoreInputs(args, kwargs or {})
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(net):
+    with (torch.inference_mode(False), torch.enable_grad(), eval_mode(net),
+          telling_mismatch(net, x)):
         if layer is None:
             found = find_layer(net, x[:1], targets[0], task, more.of_first(len(x)))
         else:
@@ -134,22 +137,32 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
         forward = record_forward(net, x, found, guided, more)
         ending = read_ending(forward.output, len(x), task)
         scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
-        dyc_dAs, Rs = gradients(forward, stack_scores(scores, ending), guided)
-        return [explanation_of(forward, ending, score, method, pad, dyc_dA, R)
-                for score, dyc_dA, R in zip(scores, dyc_dAs, Rs, strict=True)
-                for method in methods]
+        gradients = gradients_of(forward, stack_scores(scores, ending), guided)
+        return [explanation_of(forward, ending, score, method, pad, gradients, t)
+                for t, score in enumerate(scores) for method in methods]
 
 
-def gradients(forward: Forward, y_c: Tensor,
-              guided: bool) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    """dy_c / dA of every target, and its R; y_c: (T, B)."""
+@dataclass(frozen=True)
+class Gradients:
+    """Of every target, and what lies on the ways from the scores back to the pixels."""
+
+    dyc_dA: Sequence[Tensor]  # in the layer's own layout
+    R: Sequence[Tensor | None]  # (B, C, H, W)
+    relu_calls: int
+    other_activations: tuple[str, ...]
+
+
+def gradients_of(forward: Forward, y_c: Tensor, guided: bool) -> Gradients:
+    """The backward passes of the scores y_c (T, B)."""
     fix = f"name another one, {GRAPH_HINT}"
     with as_input_error(f"layer {forward.layer.name} does not lead to the logits", fix):
-        dyc_dAs = head_gradients(y_c, forward.A)
+        dyc_dA = head_gradients(y_c, forward.A)
     if not guided:
-        return dyc_dAs, [None] * len(y_c)
+        return Gradients(dyc_dA, [None] * len(y_c), 0, ())
+    relu_nodes, others = forward.recorder.activations.between(y_c, forward.x)
     # Last, as from now on the ReLUs are guided.
-    return dyc_dAs, guided_backprop(forward.recorder.relu_nodes, forward.A, y_c, forward.x)
+    R = guided_backprop(relu_nodes, forward.A, y_c, forward.x)
+    return Gradients(dyc_dA, R, len(relu_nodes), others)
 
 
 @dataclass(frozen=True)
@@ -184,10 +197,10 @@ def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
 
 
 def explanation_of(forward: Forward, ending: Ending | None, score: Score, method: str, pad: Pad,
-                   dyc_dA: Tensor, R: Tensor | None) -> Explanation:
-    """By a method, of one target with its dy_c / dA and R (B, C, H, W)."""
-    grid, recorder, size = forward.grid, forward.recorder, forward.x.shape[2:]
-    A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(dyc_dA)  # (B, K, u, v)
+                   gradients: Gradients, t: int) -> Explanation:
+    """By a method, of target number t."""
+    grid, size, R = forward.grid, forward.x.shape[2:], gradients.R[t]
+    A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(gradients.dyc_dA[t])  # (B, K, u, v)
     alpha = METHODS[method].alpha(A, dyc_dA)  # (B, K)
     L_c = grad_cam(A, alpha)  # (B, u, v)
     stride = stride_of(forward.A)
@@ -200,7 +213,7 @@ def explanation_of(forward: Forward, ending: Ending | None, score: Score, method
         grid=grid, stride=stride, stride_inferred=inferred, pad=pads, alpha=alpha, L_c=L_c,
         heatmap=heatmap, R=R, guided_cam=None if R is None else R * heatmap[:, None],
         negative_activations=A.amin((1, 2, 3)) < 0 if METHODS[method].assumes_relu else None,
-        relu_calls=recorder.relu_calls, other_activations=tuple(recorder.other_activations),
+        relu_calls=gradients.relu_calls, other_activations=gradients.other_activations,
         layer_note=forward.layer.note,
     )  # fmt: skip
 
@@ -219,5 +232,5 @@ def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
 
 
 def require_method(name: str) -> None:
-    if name not in METHODS:
+    if name not in list(METHODS):  # which need not be hashable
         raise InputError(f"method {name!r} was given; give one of {', '.join(METHODS)}")

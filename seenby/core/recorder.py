@@ -1,4 +1,4 @@
-"""One forward pass, seen operation by operation: A, its stride, the ReLUs, the ending."""
+"""One forward pass, seen operation by operation: A, its stride, the activations, the ending."""
 
 from __future__ import annotations
 
@@ -11,19 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from seenby.core.activations import ACTIVATIONS, Activations, argument, tensors_in
 from seenby.core.placement import Stride
 from seenby.errors import InputError
 
 STRIDE, ENDING = "_seenby_stride", "_seenby_ending"  # what is noted on the network's tensors
-RELU, MAXIMUM = {"relu", "relu6"}, {"maximum", "max", "fmax"}
-LOWER_BOUND_ARGUMENT = {"clamp": "min", "clamp_min": "min", "clip": "min", "hardtanh": "min_val",
-                        "threshold": "threshold", "leaky_relu": "negative_slope"}
-OTHER_ACTIVATIONS = {
-    "silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu", "rrelu",
-    "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid", "log_sigmoid", "glu",
-    "hardshrink", "softshrink", "tanhshrink", "where", "lstm", "gru", "rnn_tanh", "rnn_relu",
-}  # fmt: skip
-ACTIVATIONS = {*RELU, *MAXIMUM, *LOWER_BOUND_ARGUMENT, *OTHER_ACTIVATIONS}
 SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
 RESHAPES = {"squeeze", "flatten", "reshape", "view"}
 ENDINGS = {"softmax", "log_softmax", *SIGMOIDS, *RESHAPES}  # what may end a network
@@ -33,7 +25,7 @@ STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "
 class ForwardRecorder(TorchFunctionMode):
     """While it is active, every operation of a forward pass goes through it, however it is spelt.
 
-    It keeps A of the target layer, notes on each tensor its total stride, and finds every ReLU:
+    It keeps A of the target layer, notes on each tensor its total stride, and every activation:
     module, shared, in-place or functional.
     """
 
@@ -44,9 +36,7 @@ class ForwardRecorder(TorchFunctionMode):
         super().__init__()
         setattr(x, STRIDE, (1, 1))
         self.replacements = replacements or {}  # a function -> what is called in its place
-        self.relu_calls = 0
-        self.relu_nodes: list[Any] = []  # in autograd's graph
-        self.other_activations = dict[str, None]()  # a set that keeps its order
+        self.activations = Activations()
 
     def keep_activations(self, _module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook on the target layer; the network goes on with a copy of A.
@@ -67,7 +57,7 @@ class ForwardRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
         if name in ACTIVATIONS:
-            out = self.activation(name, func, args, kwargs)
+            out = self.activations.call(name, func, args, kwargs)
         else:
             out = (self.replacements.get(func, func) if args else func)(*args, **kwargs)
         for tensor in tensors_in((out,)):
@@ -76,25 +66,6 @@ class ForwardRecorder(TorchFunctionMode):
         if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):
             setattr(out, ENDING, note)
         return out
-
-    def activation(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """Call it; note a ReLU's node in the graph, and any other activation by its name."""
-        if not is_relu(name, args, kwargs):
-            out = func(*args, **kwargs)
-            if name in OTHER_ACTIVATIONS:
-                self.other_activations[name] = None
-            return out
-        view = args[0] if args and args[0]._is_view() else None
-        if view is not None:  # in place, the gradient of its base would hide the ReLU's own
-            args = (view.clone(), *args[1:])
-        out = func(*args, **kwargs)
-        if out.is_floating_point():
-            self.relu_calls += 1
-            if out.requires_grad:
-                self.relu_nodes.append(out.grad_fn)
-            elif any(tensor.requires_grad for tensor in tensors_in(args)):
-                self.other_activations[f"{name} in an autograd.Function"] = None
-        return view.copy_(out) if view is not None and out is args[0] else out
 
 
 @dataclass(frozen=True)
@@ -165,20 +136,6 @@ def shape_of(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def is_relu(name: str, args: Any, kwargs: Any) -> bool:
-    """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
-    if name in MAXIMUM:
-        both = list(tensors_in((*args, *kwargs.values())))
-        return len(both) == 2 and any(map(is_zero, both))
-    if name in LOWER_BOUND_ARGUMENT:
-        return is_zero(argument(args, kwargs, 1, LOWER_BOUND_ARGUMENT[name]))
-    return name in RELU
-
-
-def is_zero(value: Any) -> bool:
-    return value is not None and bool((torch.as_tensor(value) == 0).all())
-
-
 def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
     """Multiplied by convolution and pooling, kept where the size is kept, else None: not known."""
     for tensor in tensors_in((*args, *kwargs.values())):
@@ -197,13 +154,3 @@ def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
 def stride_of(tensor: Tensor) -> Stride | None:
     """Its total stride in the forward pass that is being recorded."""
     return getattr(tensor, STRIDE, None)
-
-
-def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among some values and in the lists among them."""
-    return (t for value in values for t in (value if isinstance(value, (list, tuple)) else (value,))
-            if isinstance(t, Tensor))
-
-
-def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name)

@@ -1,0 +1,133 @@
+"""Which operations on the ways from the pixels to the logits are ReLUs, and which are not.
+
+A ReLU is known by its node in autograd's graph, whoever called it: a module, a function, a script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from seenby.core.backward import nodes_between
+
+# The kind of a node -> where it keeps the bound that makes it a ReLU if it is zero.
+BOUNDS = {
+    "clamp": ["_saved_min"], "clampmin": ["_saved_min"], "hardtanh": ["_saved_min_val"],
+    "threshold": ["_saved_threshold"], "leakyrelu": ["_saved_negative_slope"],
+    "maximum": ["_saved_self", "_saved_other"], "fmax": ["_saved_self", "_saved_other"],
+}  # fmt: skip
+BOUNDED = {"relu", "relu6", "clamp", "clamp_min", "clip", "hardtanh", "threshold", "leaky_relu"}
+MASKING = {"masked_fill", "setitem", "where", "mul", "multiply"}
+MINIMUM, MAX_POSITION = {"minimum", "min", "fmin"}, {"clamp": 2, "clip": 2, "clamp_max": 1}
+OTHER_ACTIVATIONS = {
+    "silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu", "rrelu",
+    "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid", "log_sigmoid", "glu",
+    "hardshrink", "softshrink", "tanhshrink", "where", "abs", "lstm", "gru", "rnn_tanh", "rnn_relu",
+}  # fmt: skip
+ACTIVATIONS = {*BOUNDED, *MASKING, *MINIMUM, *MAX_POSITION, *OTHER_ACTIVATIONS}
+# What a node is called where no function of PyTorch was seen to make it, as within TorchScript.
+HIDDEN = {name.replace("_", ""): name for name in OTHER_ACTIVATIONS} | {
+    "prelukernel": "prelu", "differentiablegraph": "TorchScript",
+    "compiledfunction": "torch.compile",
+}  # fmt: skip
+
+
+class Activations:
+    """Notes the activations of a forward pass as they are called."""
+
+    def __init__(self) -> None:
+        self.masks: set[Any] = set()  # nodes in autograd's graph: ReLUs that are spelt as masks
+        self.others: list[tuple[Any, str]] = []  # node, name; None where the node can't be told
+        self.in_functions: list[str] = []  # what was called where no graph is made
+
+    def call(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function that may be an activation."""
+        masked = masked_tensor(args, kwargs) if name in MASKING else None
+        if name in MASKING and masked is None:
+            return func(*args, **kwargs)
+        view = args[0] if args and isinstance(args[0], Tensor) and args[0]._is_view() else None
+        if view is not None and (name in BOUNDED or masked is view):
+            # In place, the gradient of its base would hide the ReLU's own.
+            args = (view.clone(), *args[1:])
+        before = None if masked is None else masked.detach().clone()
+        out = func(*args, **kwargs)
+        result = args[0] if out is None else out  # x[mask] = 0 gives nothing back
+        if before is not None and result.requires_grad and is_relu_of(before, result):
+            self.masks.add(result.grad_fn)
+        else:
+            self.note(name, result, args, kwargs)
+        return view.copy_(result) if view is not None and result is args[0] is not view else out
+
+    def note(self, name: str, result: Any, args: Any, kwargs: Any) -> None:
+        """Note what is no mask. Whether it is a ReLU can be told by its node, and only by that."""
+        results = [tensor for tensor in tensors_in((result,)) if tensor.is_floating_point()]
+        nodes = [tensor.grad_fn for tensor in results if tensor.requires_grad]
+        inputs = tensors_in((*args, *kwargs.values()))
+        if results and not nodes and any(tensor.requires_grad for tensor in inputs):
+            self.in_functions.append(f"{name} in an autograd.Function")
+        if name in OTHER_ACTIVATIONS or is_bounded_above(name, args, kwargs):
+            is_in_view = bool(args) and result is args[0] and result._is_view()
+            self.others += [(None if is_in_view else node, name) for node in nodes]
+
+    def between(self, y: Tensor, x: Tensor) -> tuple[list[Any], tuple[str, ...]]:
+        """The nodes of the ReLUs on the ways from y back to x; the names of other activations."""
+        nodes = nodes_between(y, x)
+        relus = {node for node in nodes if node in self.masks or is_relu(node)}
+        others = [(node, name) for node, name in self.others if node is None or node in nodes]
+        names = [name for node, name in others if node not in relus]
+        if any(isinstance(node, BackwardCFunction) for node in nodes):
+            names += self.in_functions
+        hidden = nodes - relus - {node for node, _ in others}
+        names += sorted(HIDDEN[kind] for kind in map(kind_of, hidden) if kind in HIDDEN)
+        return list(relus), tuple(dict.fromkeys(names))
+
+
+def kind_of(node: Any) -> str:
+    """ReluBackward0 is of the kind relu."""
+    name: str = node.name()
+    return name.rpartition("::")[2].partition("Backward")[0].lower()
+
+
+def is_relu(node: Any) -> bool:
+    """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
+    kind = kind_of(node)
+    return kind == "relu" or any(is_zero(getattr(node, name)) for name in BOUNDS.get(kind, ()))
+
+
+def is_relu_of(x: Tensor, result: Tensor) -> bool:
+    """Whether a mask set just the negative values of x to zero."""
+    return bool((x < 0).any()) and torch.equal(result, x.clamp(min=0))
+
+
+def masked_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    """The x of where(mask, x, 0), x.masked_fill(mask, 0), x[mask] = 0 or x * mask."""
+    tensors = list(tensors_in((*args, *kwargs.values())))
+    if all(tensor.dtype != torch.bool for tensor in tensors):
+        return None
+    return next((tensor for tensor in tensors if tensor.requires_grad), None)
+
+
+def is_bounded_above(name: str, args: Any, kwargs: Any) -> bool:
+    """A bound at zero from above: x - min(x, 0) is a ReLU, whose parts can't be guided."""
+    if name in MINIMUM:
+        both = list(tensors_in((*args, *kwargs.values())))
+        return len(both) == 2 and any(map(is_zero, both))
+    return name in MAX_POSITION and is_zero(argument(args, kwargs, MAX_POSITION[name], "max"))
+
+
+def is_zero(value: Any) -> bool:
+    return value is not None and bool((torch.as_tensor(value) == 0).all())
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among some values and in the lists among them."""
+    return (t for value in values for t in (value if isinstance(value, (list, tuple)) else (value,))
+            if isinstance(t, Tensor))
+
+
+def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)

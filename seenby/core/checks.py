@@ -1,0 +1,85 @@
+"""What can't be explained, in one line: what is no network, no picture, or has no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seenby.errors import InputError, is_out_of_memory, message_of
+
+ORIGINAL = "give the module it was made from"
+
+
+def require_arguments(net: Any, x: Any) -> None:
+    """Raise unless they are a network and pictures, and gradients can be had here."""
+    if not isinstance(net, nn.Module):
+        raise InputError(f"the network is {describe(net)}; give a torch.nn.Module")
+    if not isinstance(x, Tensor):
+        raise InputError(f"x is {describe(x)}; give a tensor of pictures (B, C, H, W), prepared as "
+                         "in the network's training")
+    if torch._C._are_functorch_transforms_active():
+        raise InputError("explain was called within torch.func, as by vmap or grad, where it can "
+                         "take no gradients; call it outside, with all pictures (B, C, H, W)")
+    if not x.is_floating_point():
+        raise InputError(f"x is of {x.dtype}; give floating-point numbers, scaled and normalised "
+                         "as in the network's training")
+    if x.ndim != 4 or not x.numel():
+        one = ", which x[None] makes of a single one" if x.ndim == 3 else ", at least one"
+        raise InputError(f"x has the shape {tuple(x.shape)}; give pictures (B, C, H, W){one}")
+
+
+def describe(value: Any) -> str:
+    """None, or its type with the package that it comes from."""
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    name = kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+    return "None" if value is None else f"of the type {name}"
+
+
+def require_network(modules: Sequence[nn.Module]) -> None:
+    """Raise if the network hides its forward pass, or knows no way back through it."""
+    module: Any
+    for kind, module in {type(module): module for module in modules}.items():
+        if issubclass(kind, torch.jit.ScriptModule):
+            raise InputError(f"the network is scripted, which hides what it does; {ORIGINAL}")
+        if kind.__module__.startswith("torch.ao.nn.") and ".quantized" in kind.__module__:
+            raise InputError("the network is quantised, and has no gradients; give the one in "
+                             "floating point that it was made from")
+        if issubclass(kind, torch.fx.GraphModule) and is_exported(module):
+            raise InputError(f"the network is exported, and calls none of its layers; {ORIGINAL}")
+        if issubclass(kind, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise InputError("the network has lazy layers, which have no weights yet; call it once "
+                             "with x, or load its weights, and explain it then")
+    if any(tensor.is_inference() for module in modules for tensor in
+           chain(module._parameters.values(), module._buffers.values()) if tensor is not None):
+        raise InputError(
+            "the network was made under torch.inference_mode, whose tensors take part in no "
+            "gradient; make it outside, or there call net.load_state_dict({k: v.clone() for k, v "
+            "in net.state_dict().items()}, assign=True)")
+
+
+def is_exported(module: Any) -> bool:
+    """Whether it is a graph that holds the weights of layers, but calls none of them."""
+    return any(module.children()) and all(node.op != "call_module" for node in module.graph.nodes)
+
+
+@contextmanager
+def telling_mismatch(net: nn.Module, x: Tensor) -> Iterator[None]:
+    """What goes wrong where x is of another type, or elsewhere, than the weights is told as that.
+
+    Not before it goes wrong: a network may take care of that itself, and so does autocast.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        weight = next((w for w in net.parameters() if w.is_floating_point()), x)
+        if is_out_of_memory(error) or (weight.dtype, weight.device) == (x.dtype, x.device):
+            raise
+        raise InputError(f"x is of {x.dtype} on {x.device}, the weights of {weight.dtype} on "
+                         f"{weight.device} ({message_of(error)}); give both alike, as by "
+                         f"x.to({str(weight.device)!r}, {weight.dtype})") from error

@@ -2,33 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seenby.errors import InputError
+from seenby.core.checks import require_network
+
+_in_use: dict[int, set[nn.Module]] = {}  # thread -> the modules of what it explains
+_released = threading.Condition()
 
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Dropout and batch-norm as in use, and no graph for the weights; restored at the end."""
-    flags: list[tuple[Any, str]] = []  # those that are on: (owner, name)
-    for module in net.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError("the network is scripted, which hides what it does; give the module "
-                             "it was made from")
-        if module.training:
-            flags.append((module, "training"))
-        # net.parameters() would walk through all modules once more: half of the time.
-        flags += [(weight, "requires_grad") for weight in module._parameters.values()
-                  if weight is not None and weight.requires_grad]
+    """Dropout and batch-norm as in use, and no graph for the weights; restored at the end.
+
+    A thread has the network to itself: others that explain it, or a part of it, wait. Entered once
+    more within, as the search of the layer does, there is nothing left to change.
+    """
+    if net in _in_use.get(threading.get_ident(), ()):
+        yield
+        return
+    modules = list(net.modules())
+    with exclusive({*modules}):
+        require_network(modules)
+        before, buffers = snapshot(modules), snapshot_of_buffers(modules)
+        weights = [weight for module in modules for weight in module._parameters.values()
+                   if weight is not None and weight.requires_grad]
+        try:
+            for module in modules:
+                if module.training:  # not by its eval(), which may merge weights or print
+                    module.training = False
+            for weight in weights:
+                weight.requires_grad = False
+            yield
+        finally:
+            for weight in weights:
+                weight.requires_grad = True
+            restore(before)
+            restore_buffers(buffers)
+
+
+@contextmanager
+def exclusive(modules: set[nn.Module]) -> Iterator[None]:
+    """Wait until no other thread explains a network with one of these modules; then go on alone."""
+    me = threading.get_ident()
+    with _released:
+        mine = _in_use.get(me, set())
+        _released.wait_for(lambda: all(modules.isdisjoint(theirs) for thread, theirs
+                                       in _in_use.items() if thread != me))
+        _in_use[me] = mine | modules
     try:
-        for owner, name in flags:
-            setattr(owner, name, False)
         yield
     finally:
-        for owner, name in flags:
-            setattr(owner, name, True)
+        with _released:
+            _in_use[me] = mine
+            if not mine:
+                del _in_use[me]
+            _released.notify_all()
+
+
+def forget_other_threads() -> None:
+    """In a forked child there are none, and what they held would never be released."""
+    global _released
+    _released = threading.Condition()
+    _in_use.clear()
+
+
+if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks
+    os.register_at_fork(after_in_child=forget_other_threads)
+
+
+def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
+    """What the modules keep: their attributes, and what is in dicts, lists and sets among these.
+
+    A network may fill a cache in eval mode, which would lack the weights' graph ever after, or
+    hold on to weights that are loaded anew.
+    """
+    before: list[tuple[Any, Any]] = []
+    for module in modules:
+        attributes = vars(module)
+        before.append((attributes, attributes.copy()))
+        before += [(value, value.copy()) for value in attributes.values()
+                   if isinstance(value, (dict, list, set))]
+    return before
+
+
+def restore(before: Iterable[tuple[Any, Any]]) -> None:
+    """Undo what changed since the snapshot, in place; what did not change is not touched."""
+    for container, content in before:
+        if (not container and not content) or is_same(container, content):
+            continue
+        if isinstance(container, list):
+            container[:] = content
+        elif isinstance(container, set):
+            container &= content
+            container |= content
+        else:
+            container.update(content)
+            for key in container.keys() - content.keys():
+                del container[key]
+
+
+def is_same(container: Any, content: Any) -> bool:
+    """Whether it holds the very same objects: tensors can't be compared by their values here."""
+    return (len(container) == len(content) and all(map(is_, container, content))
+            and (isinstance(container, (list, set))
+                 or all(map(is_, container.values(), content.values()))))
+
+
+def snapshot_of_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int, Tensor]]:
+    """Each buffer, its version, and a copy; a quantiser's observer writes into them in any mode."""
+    return [(buffer, buffer._version, buffer.detach().clone()) for module in modules
+            for buffer in module._buffers.values() if buffer is not None]
+
+
+def restore_buffers(before: Iterable[tuple[Tensor, int, Tensor]]) -> None:
+    """With its version, too: a graph of the caller's that needs the buffer would refuse another."""
+    for buffer, version, copy in before:
+        if buffer._version != version:
+            buffer.data.copy_(copy)
+            torch._C._autograd._unsafe_set_version_counter((buffer,), (version,))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from seenby.core.backward import nodes_between
+from seenby.core.speedups import OneChannelConv2d
 
 # The kind of a node -> where it keeps the bound that makes it a ReLU if it is zero.
 BOUNDS = {
@@ -21,7 +22,7 @@ BOUNDS = {
     "maximum": ["_saved_self", "_saved_other"], "fmax": ["_saved_self", "_saved_other"],
 }  # fmt: skip
 BOUNDED = {"relu", "relu6", "clamp", "clamp_min", "clip", "hardtanh", "threshold", "leaky_relu"}
-MASKING = {"masked_fill", "setitem", "where", "mul", "multiply"}
+MASKING = {"mul", "multiply", "where", "setitem", "masked_fill", "masked_scatter", "index_put"}
 MINIMUM, MAX_POSITION = {"minimum", "min", "fmin"}, {"clamp": 2, "clip": 2, "clamp_max": 1}
 OTHER_ACTIVATIONS = {
     "silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu", "rrelu",
@@ -79,7 +80,7 @@ class Activations:
         relus = {node for node in nodes if node in self.masks or is_relu(node)}
         others = [(node, name) for node, name in self.others if node is None or node in nodes]
         names = [name for node, name in others if node not in relus]
-        if any(isinstance(node, BackwardCFunction) for node in nodes):
+        if any(map(is_function, nodes)):
             names += self.in_functions
         hidden = nodes - relus - {node for node, _ in others}
         names += sorted(HIDDEN[kind] for kind in map(kind_of, hidden) if kind in HIDDEN)
@@ -90,6 +91,12 @@ def kind_of(node: Any) -> str:
     """ReluBackward0 is of the kind relu."""
     name: str = node.name()
     return name.rpartition("::")[2].partition("Backward")[0].lower()
+
+
+def is_function(node: Any) -> bool:
+    """An autograd.Function of the network's; no graph is made within it, nor within no_grad."""
+    made_by = getattr(node, "_forward_cls", OneChannelConv2d)
+    return isinstance(node, BackwardCFunction) and made_by is not OneChannelConv2d
 
 
 def is_relu(node: Any) -> bool:
@@ -104,11 +111,15 @@ def is_relu_of(x: Tensor, result: Tensor) -> bool:
 
 
 def masked_tensor(args: Any, kwargs: Any) -> Tensor | None:
-    """The x of where(mask, x, 0), x.masked_fill(mask, 0), x[mask] = 0 or x * mask."""
+    """The x of x * mask, x[mask] = 0, where(mask, x, 0) and the like; None if there is no mask.
+
+    A mask is what has the shape of x and no gradient, as weights, too, have none here.
+    """
     tensors = list(tensors_in((*args, *kwargs.values())))
-    if all(tensor.dtype != torch.bool for tensor in tensors):
-        return None
-    return next((tensor for tensor in tensors if tensor.requires_grad), None)
+    x = next((tensor for tensor in tensors if tensor.requires_grad), None)
+    is_masked = x is not None and any(
+        tensor.shape == x.shape and not tensor.requires_grad for tensor in tensors)
+    return x if is_masked else None
 
 
 def is_bounded_above(name: str, args: Any, kwargs: Any) -> bool:

@@ -445,14 +445,3 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads():
         net.goes_on.set()
         assert busy.result(30).R.any()
     assert os.waitstatus_to_exitcode(status) == 0
-
-
-# ------------------------------------------------------------------------- what can't be restored
-
-
-def test_scripted_networks_are_refused():
-    with warnings.catch_warnings(action="ignore"):
-        scripted = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Flatten()))
-    for net in (nn.Sequential(nn.Conv2d(1, 2, 3), scripted), scripted):
-        with pytest.raises(InputError, match=r"is scripted.* give the module it was made from"):
-            explain(net, torch.rand(1, 1, 4, 4))

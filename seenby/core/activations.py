@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from seenby.core.backward import nodes_between
 from seenby.core.speedups import OneChannelConv2d
@@ -94,9 +93,8 @@ def kind_of(node: Any) -> str:
 
 
 def is_function(node: Any) -> bool:
-    """An autograd.Function of the network's; no graph is made within it, nor within no_grad."""
-    made_by = getattr(node, "_forward_cls", OneChannelConv2d)
-    return isinstance(node, BackwardCFunction) and made_by is not OneChannelConv2d
+    """An autograd.Function of the network's: no graph is made within it (nor within no_grad)."""
+    return getattr(node, "_forward_cls", OneChannelConv2d) is not OneChannelConv2d
 
 
 def is_relu(node: Any) -> bool:

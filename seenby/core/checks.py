@@ -64,8 +64,8 @@ def require_network(modules: Sequence[nn.Module]) -> None:
 
 
 def is_exported(module: Any) -> bool:
-    """Whether it is a graph that holds the weights of layers, but calls none of them."""
-    return any(module.children()) and all(node.op != "call_module" for node in module.graph.nodes)
+    """Whether it is a graph of PyTorch's inner operations, where a traced one calls its layers."""
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from course import WEIGHTS
+from oracles import as_after_training, untrained
 from torch import nn
 
 import seenby
@@ -63,6 +64,47 @@ def test_the_heat_maps_of_each_pad(pictures, pad, dtype):
         tool = seenby.explain(net, x[i : i + 1], layer=net.conv2, pad=pad)
         assert agrees(tool.heatmap, script.heatmap)
         assert agrees(tool.guided_cam, script.guided_cam)
+
+
+def with_flat_backgrounds(B, C, S):
+    """Rectangles of one value each on paper of another one, in which poolings find many ties."""
+    rng = np.random.default_rng(1)
+    x = torch.full((B, C, S, S), -0.4242, dtype=torch.float64)
+    for picture in x:
+        for _ in range(2):
+            top, left = rng.integers(0, S - 6, 2)
+            height, width = rng.integers(3, S // 2, 2)
+            picture[:, top : top + height, left : left + width] = float(rng.normal())
+    return x
+
+
+def agree_picture_by_picture(net, x, layer, names):
+    """Asserts that a batch is its pictures one by one, and the script's; how many are not zero."""
+    full = 0
+    for i, one in enumerate(seenby.explain(net, x, layer=layer)):
+        single = seenby.explain(net, x[i : i + 1], layer=layer)
+        script = SID_a4.explain(net, x[i : i + 1], layer=net.get_submodule(layer))
+        for name in names:
+            found = getattr(one, name)
+            full += agrees(found, getattr(single, name)) and agrees(found, getattr(script, name))
+    return full
+
+
+@pytest.mark.parametrize("drawn", ["digits", "rectangles"])
+def test_a_batch_is_its_pictures_of_the_course_network(pictures, drawn):
+    x = pictures.double() if drawn == "digits" else with_flat_backgrounds(16, 1, 28)
+    names = ("alpha", "L_c", "heatmap", "R", "guided_cam")
+    full = agree_picture_by_picture(course((10, 10)).double().eval(), x, "conv2", names)
+    assert full >= 0.6 * len(names) * len(x)
+
+
+def test_a_batch_is_its_pictures_of_a_resnet():
+    net = as_after_training(untrained("resnet18")).double().eval()
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # which backward hooks on modules, the script's, can't follow
+    names = ("logits", "alpha", "L_c", "R")
+    assert agree_picture_by_picture(net, with_flat_backgrounds(4, 3, 64), "layer4", names) >= 12
 
 
 class Random(nn.Module):

@@ -189,7 +189,7 @@ def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
         there, here = has.get(key, "missing"), needs.get(key, "missing")
         if there != here:
             raise InputError(f"weights {path} are of another network: {key} is {there} in the "
-                             f"file, {here} in the network; give its own with --weights")
+                             f"file, {here} in the network; give weights of CourseCNN")
         if not state[key].isfinite().all():
             raise InputError(f"weights {path}: {key} holds NaN or infinity; train again")
     net.load_state_dict(state)

@@ -195,6 +195,9 @@ class Volumes(nn.Module):
 def test_a_network_of_volumes_is_not_asked_for_a_convolution():
     with pytest.raises(InputError, match=r"x has the shape .* give pictures \(B, C, H, W\)"):
         explain(Volumes(), torch.rand(1, 1, 8, 8, 8))
+    words = r"the network sees volumes \(.*\); give one that sees pictures \(B, C, H, W\)$"
+    with pytest.raises(InputError, match=words):
+        explain(Volumes(), torch.rand(1, 1, 8, 8))
 
 
 @pytest.mark.parametrize("layer", [None, "conv2"])

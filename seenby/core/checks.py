@@ -69,17 +69,26 @@ def is_exported(module: Any) -> bool:
 
 
 @contextmanager
-def telling_mismatch(net: nn.Module, x: Tensor) -> Iterator[None]:
-    """What goes wrong where x is of another type, or elsewhere, than the weights is told as that.
+def telling_misfit(net: nn.Module, x: Tensor) -> Iterator[None]:
+    """What goes wrong where x and the network don't fit each other is told as that.
 
-    Not before it goes wrong: a network may take care of that itself, and so does autocast.
+    Not before it goes wrong: a network may see to it itself, and so does autocast.
     """
     try:
         yield
     except RuntimeError as error:
-        weight = next((w for w in net.parameters() if w.is_floating_point()), x)
-        if is_out_of_memory(error) or (weight.dtype, weight.device) == (x.dtype, x.device):
+        what, fix = misfit(net, x)
+        if not what or is_out_of_memory(error):
             raise
-        raise InputError(f"x is of {x.dtype} on {x.device}, the weights of {weight.dtype} on "
-                         f"{weight.device} ({message_of(error)}); give both alike, as by "
-                         f"x.to({str(weight.device)!r}, {weight.dtype})") from error
+        raise InputError(f"{what} ({message_of(error)}); {fix}") from error
+
+
+def misfit(net: nn.Module, x: Tensor) -> tuple[str, str]:
+    """In what x and the network differ, and how to fix it; no words where they don't."""
+    if {nn.Conv3d} == {nn.Conv2d, nn.Conv3d} & {type(module) for module in net.modules()}:
+        return "the network sees volumes", "give one that sees pictures (B, C, H, W)"
+    weight = next((weight for weight in net.parameters() if weight.is_floating_point()), x)
+    if (weight.dtype, weight.device) == (x.dtype, x.device):
+        return "", ""
+    what = f"x is of {x.dtype} on {x.device}, the weights of {weight.dtype} on {weight.device}"
+    return what, f"give both alike, as by x.to({str(weight.device)!r}, {weight.dtype})"

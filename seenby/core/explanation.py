@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from seenby.core import speedups
 from seenby.core.backward import GRAPH_HINT, guided_backprop, head_gradients
-from seenby.core.checks import require_arguments, telling_mismatch
+from seenby.core.checks import require_arguments, telling_misfit
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS
@@ -129,7 +129,7 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
         require_method(method)
     targets, more = expand_targets(targets), MoreInputs(args, kwargs or {})
     with (torch.inference_mode(False), torch.enable_grad(), eval_mode(net),
-          telling_mismatch(net, x)):
+          telling_misfit(net, x)):
         if layer is None:
             found = find_layer(net, x[:1], targets[0], task, more.of_first(len(x)))
         else:

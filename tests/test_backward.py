@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from seenby import InputError, explain, explain_many
+from seenby.core.backward import nodes_between
 
 
 def test_guided_backprop_by_hand():
@@ -228,3 +229,17 @@ class Cut(nn.Module):
 def test_a_layer_that_does_not_lead_to_the_logits_is_named():
     with pytest.raises(InputError, match="layer 0 does not lead to the logits"):
         explain(nn.Sequential(nn.Conv2d(1, 1, 1), Cut()), torch.rand(1, 1, 4, 4))
+
+
+def test_nodes_between_two_tensors():
+    """y = relu(x) + tanh(x * a), with a way into nowhere, and one from another leaf."""
+    x, a = torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True)
+    relu, tanh = x.relu(), (x * a).tanh()
+    aside, cached = relu.exp(), a.sin()
+    y = relu + tanh + cached
+    between = nodes_between(y, x)
+    assert {relu.grad_fn, tanh.grad_fn, y.grad_fn} <= between
+    assert {aside.grad_fn, cached.grad_fn} & between == set()
+    kinds = sorted(node.name().partition("Backward")[0] for node in between)
+    assert kinds == ["Add", "Add", "Mul", "Relu", "Tanh", "torch::autograd::AccumulateGrad"]
+    assert nodes_between(cached, x) == set()

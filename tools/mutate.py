@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+ACTIVATIONS, CHECKS = "seenby/core/activations.py", "seenby/core/checks.py"
 BACKWARD, EXPLANATION = "seenby/core/backward.py", "seenby/core/explanation.py"
 METHODS, PLACEMENT = "seenby/core/methods.py", "seenby/core/placement.py"
 RECORDER, SPEEDUPS = "seenby/core/recorder.py", "seenby/core/speedups.py"
@@ -162,16 +163,31 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "{(edge.node, n) for n in range(9)}",
     ),
     "guide: the plain gradient, too": (
-        RECORDER,
-        "self.relu_nodes.append(out.grad_fn)",
-        "out.grad_fn.register_hook(lambda given, _: [g.clamp_(min=0) for g in given] and None)",
+        ACTIVATIONS,
+        "        return list(relus), tuple",
+        "        for node in relus:\n"
+        "            node.register_hook(lambda given, _: [g.clamp_(min=0) for g in given] and None)\n"
+        "        return list(relus), tuple",
     ),
-    "functional relu not seen": (RECORDER, "return name in RELU\n", "return name in {'relu6'}\n"),
+    "relu not seen": (ACTIVATIONS, 'return kind == "relu" or any', "return any"),
     "clamp taken for a relu at any bound": (
-        RECORDER,
-        "return is_zero(argument(args, kwargs, 1, LOWER_BOUND_ARGUMENT[name]))",
-        "return True",
+        ACTIVATIONS,
+        "any(is_zero(getattr(node, name)) for name",
+        "any(True for name",
     ),
+    "ways: from every leaf to the logits": (
+        BACKWARD,
+        "    to_visit = [get_gradient_edge(x).node]",
+        "    to_visit = [*parents]",
+    ),
+    "ways: activations beside them named": (ACTIVATIONS, " if node is None or node in nodes]", "]"),
+    "ways: no_grad taken for a function": (ACTIVATIONS, "if any(map(is_function, nodes)):", "if True:"),
+    "masks not seen": (ACTIVATIONS, "and is_relu_of(before, result):", "and False:"),
+    "masks: any is a relu": (ACTIVATIONS, "and is_relu_of(before, result):", "and True:"),
+    "masks: those in a view": (ACTIVATIONS, "(name in BOUNDED or masked is given)", "name in BOUNDED"),
+    "activations: a bound from above": (ACTIVATIONS, " or is_bounded_above(name, args, kwargs):", ":"),
+    "activations: those of a script": (ACTIVATIONS, "if kind in HIDDEN)", "if False)"),
+    "activations: in place in a view": (ACTIVATIONS, "(None if is_hidden else node, name)", "(node, name)"),
     "A overwritten by what follows": (
         RECORDER,
         "return A.clone() if isinstance(output, Tensor)",
@@ -183,9 +199,9 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "if False",
     ),
     "ReLU in a view: clamped as the whole": (
-        RECORDER,
-        "args[0] if args and args[0]._is_view()",
-        "None if True",
+        ACTIVATIONS,
+        "is_copied = (name in BOUNDED or masked is given) and is_view(given)",
+        "is_copied = False",
     ),
     "grid: the prefix taken for patches": (
         GRIDS,
@@ -243,9 +259,16 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "batch norm: no epsilon": (
         SPEEDUPS,
-        "torch.rsqrt(running_var + eps)",
-        "torch.rsqrt(running_var)",
+        "torch.rsqrt(running_var.to(dtype) + eps)",
+        "torch.rsqrt(running_var.to(dtype))",
     ),
+    "batch norm: in 8 bits": (
+        SPEEDUPS,
+        "dtype = torch.promote_types(x.dtype, torch.float32)",
+        "dtype = x.dtype",
+    ),
+    "layout: channels last in double precision": (SPEEDUPS, " or x.dtype == torch.float64", ""),
+    "layout: channels last in matrix products": (SPEEDUPS, "by_product or x.dtype", "x.dtype"),
     "pad: not halved": (PLACEMENT, "((S / s - n) / 2 for S, n, s", "((S / s - n) for S, n, s"),
     "pad: one too few": (
         PLACEMENT,
@@ -276,7 +299,41 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "blur: too narrow": (PLACEMENT, "/ max(sigma, 0.01)) ** 2) / 2)", "/ max(sigma, 0.01)) ** 2))"),
     "dropout left on": (STATE, "if module.training:", "if False:"),
-    "weights left frozen": (STATE, "            setattr(owner, name, True)", "            pass"),
+    "weights left frozen": (STATE, "                weight.requires_grad = True", "                pass"),
+    "state: modes by the module's own eval()": (STATE, "module.training = False", "module.eval()"),
+    "state: attributes stay": (STATE, "            restore(before)\n", ""),
+    "state: new attributes stay": (STATE, "in container.keys() - content.keys():", "in ():"),
+    "state: what is in dicts stays": (STATE, "(value, (dict, list, set))]", "(value, (list, set))]"),
+    "state: what is in lists stays": (STATE, "(value, (dict, list, set))]", "(value, (dict, set))]"),
+    "state: what is in sets stays": (STATE, "            container &= content\n", ""),
+    "state: buffers stay": (STATE, "            buffer.data.copy_(copy)\n", ""),
+    "state: another version": (
+        STATE,
+        "            torch._C._autograd._unsafe_set_version_counter((buffer,), (version,))\n",
+        "",
+    ),
+    "state: threads take no turns": (STATE, "all(modules.isdisjoint(theirs)", "all(True"),
+    "state: a common part is not seen": (STATE, "with exclusive({*modules}):", "with exclusive({net}):"),
+    "checks: whole numbers": (CHECKS, "if not x.is_floating_point():", "if False:"),
+    "checks: no picture at all": (CHECKS, "if x.ndim != 4 or not x.numel():", "if x.ndim != 4:"),
+    "checks: within torch.func": (CHECKS, "if torch._C._are_functorch_transforms_active():", "if False:"),
+    "checks: another type": (
+        CHECKS,
+        "if (weight.dtype, weight.device) == (x.dtype, x.device):",
+        "if weight.device == x.device:",
+    ),
+    "checks: no memory is told as another type": (CHECKS, "if not what or is_out_of_memory(error):", "if not what:"),
+    "checks: statistics of inference mode": (
+        CHECKS,
+        "chain(module._parameters.values(), module._buffers.values())",
+        "chain(module._parameters.values())",
+    ),
+    "checks: a traced network taken for an exported one": (
+        CHECKS,
+        "any(isinstance(node.target, torch._ops.OpOverload) for",
+        "any(True for",
+    ),
+    "checks: lazy layers": (CHECKS, "and module.has_uninitialized_params()", "and False"),
     "input not normalised": (
         PICTURES,
         "x = (x - torch.tensor(self.mean)) / torch.tensor(self.std)",

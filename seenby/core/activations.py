@@ -49,10 +49,10 @@ class Activations:
         masked = masked_tensor(args, kwargs) if name in MASKING else None
         if name in MASKING and masked is None:
             return func(*args, **kwargs)
-        view = args[0] if args and isinstance(args[0], Tensor) and args[0]._is_view() else None
-        if view is not None and (name in BOUNDED or masked is view):
-            # In place, the gradient of its base would hide the ReLU's own.
-            args = (view.clone(), *args[1:])
+        given: Any = args[0] if args else None
+        is_copied = (name in BOUNDED or masked is given) and is_view(given)
+        if is_copied:  # in place, the gradient of its base would hide the ReLU's own
+            args = (given.clone(), *args[1:])
         before = None if masked is None else masked.detach().clone()
         out = func(*args, **kwargs)
         result = args[0] if out is None else out  # x[mask] = 0 gives nothing back
@@ -60,7 +60,7 @@ class Activations:
             self.masks.add(result.grad_fn)
         else:
             self.note(name, result, args, kwargs)
-        return view.copy_(result) if view is not None and result is args[0] is not view else out
+        return given.copy_(result) if is_copied and result is args[0] else out
 
     def note(self, name: str, result: Any, args: Any, kwargs: Any) -> None:
         """Note what is no mask. Whether it is a ReLU can be told by its node, and only by that."""
@@ -70,8 +70,8 @@ class Activations:
         if results and not nodes and any(tensor.requires_grad for tensor in inputs):
             self.in_functions.append(f"{name} in an autograd.Function")
         if name in OTHER_ACTIVATIONS or is_bounded_above(name, args, kwargs):
-            is_in_view = bool(args) and result is args[0] and result._is_view()
-            self.others += [(None if is_in_view else node, name) for node in nodes]
+            is_hidden = bool(args) and result is args[0] and is_view(result)
+            self.others += [(None if is_hidden else node, name) for node in nodes]
 
     def between(self, y: Tensor, x: Tensor) -> tuple[list[Any], tuple[str, ...]]:
         """The nodes of the ReLUs on the ways from y back to x; the names of other activations."""
@@ -84,6 +84,10 @@ class Activations:
         hidden = nodes - relus - {node for node, _ in others}
         names += sorted(HIDDEN[kind] for kind in map(kind_of, hidden) if kind in HIDDEN)
         return list(relus), tuple(dict.fromkeys(names))
+
+
+def is_view(value: Any) -> bool:
+    return isinstance(value, Tensor) and value._is_view()
 
 
 def kind_of(node: Any) -> str:

@@ -146,7 +146,7 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
 class Gradients:
     """Of every target, and what lies on the ways from the scores back to the pixels."""
 
-    dyc_dA: Sequence[Tensor]  # in the layer's own layout
+    of_A: Sequence[Tensor]  # dy_c / dA, in the layer's own layout
     R: Sequence[Tensor | None]  # (B, C, H, W)
     relu_calls: int
     other_activations: tuple[str, ...]
@@ -200,7 +200,7 @@ def explanation_of(forward: Forward, ending: Ending | None, score: Score, method
                    gradients: Gradients, t: int) -> Explanation:
     """By a method, of target number t."""
     grid, size, R = forward.grid, forward.x.shape[2:], gradients.R[t]
-    A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(gradients.dyc_dA[t])  # (B, K, u, v)
+    A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(gradients.of_A[t])  # (B, K, u, v)
     alpha = METHODS[method].alpha(A, dyc_dA)  # (B, K)
     L_c = grad_cam(A, alpha)  # (B, u, v)
     stride = stride_of(forward.A)

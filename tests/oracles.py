@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
@@ -133,8 +134,8 @@ def grad_cam_oracle(head, A, c):
 
 def assert_same(a, b):
     """Two explanations, equal as far as the order of sums allows: to 1e-6, in float64 to 1e-12."""
-    for name, value in vars(a).items():
-        other = getattr(b, name)
+    for name in (field.name for field in fields(a)):
+        value, other = getattr(a, name), getattr(b, name)
         if isinstance(value, torch.Tensor):
             close = 1e-6 if value.dtype == torch.float32 else 1e-12
             value, other = value.double(), other.double()

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def replaced_without_a_difference(net, x, targets, tolerance, names):
 
 def assert_close(found, expected, tolerance):
     """Two explanations, equal to a share of each tensor's largest value."""
-    for name, value in vars(expected).items():
+    for name, value in {f.name: getattr(expected, f.name) for f in fields(expected)}.items():
         if isinstance(value, torch.Tensor):
             difference = (getattr(found, name).double() - value.double()).abs().max()
             assert difference <= tolerance * value.double().abs().max(), name

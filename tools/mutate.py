@@ -358,8 +358,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "probability of another class": (
         TABLE,
-        "numbers = explanation.probabilities[0].tolist()",
-        "numbers = explanation.probabilities[0].flip(0).tolist()",
+        "numbers = explanation.probabilities[0]\n",
+        "numbers = explanation.probabilities[0].flip(0)\n",
     ),
     "target's probability: the predicted one's": (
         TABLE,

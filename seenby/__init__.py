@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from seenby.inputs.pictures import Picture, Preprocessing, read_pictures
     from seenby.outputs.colors import Style, overlay
     from seenby.outputs.figure import draw_grid
+    from seenby.trials import trust
+    from seenby.verdict import Trust
 
 __version__ = "0.4.0"
 
@@ -30,11 +32,14 @@ _HOMES = {
     "seenby.inputs.pictures": ("Picture", "Preprocessing", "read_pictures"),
     "seenby.outputs.figure": ("draw_grid",),
     "seenby.outputs.colors": ("Style", "overlay"),
+    "seenby.trials": ("trust",),
+    "seenby.verdict": ("Trust",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "METHODS", "Explanation", "InputError", "Network", "Picture", "Preprocessing", "Style",
-    "draw_grid", "explain", "explain_many", "load_network", "overlay", "read_pictures",
+    "Trust", "draw_grid", "explain", "explain_many", "load_network", "overlay", "read_pictures",
+    "trust",
 ]  # fmt: skip
 
 

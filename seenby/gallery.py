@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import hashlib
 import html
 import json
@@ -31,7 +30,6 @@ from seenby.errors import InputError, as_input_error, one_line
 from seenby.options import Parser
 from seenby.outputs.store import STEM, atomic_write
 from seenby.outputs.table import (
-    COLUMNS,
     EXPLAINED,
     NO_EVIDENCE,
     NOT_GUIDED,
@@ -41,7 +39,7 @@ from seenby.outputs.table import (
     Row,
     method_title,
     notes_in,
-    unescape_formula,
+    read_rows,
 )
 
 Card = dict[str, Any]  # a picture as the page's script reads it
@@ -76,24 +74,22 @@ def find_table(given: Path) -> Path:
     return tables[0]
 
 
-def read_rows(table: Path) -> list[Row]:
-    """By the columns' names, whatever their order; others may stand beside them."""
-    with as_input_error(f"{table} can't be read", FIX), \
-            table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, strict=True)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise ValueError(f"it has no column {missing[0]}")
-        rows = [{name: unescape_formula(row[name] or "") for name in COLUMNS} for row in reader]
-        if not rows:
-            raise ValueError("it has no rows")
-    return rows
+def read_thirds(table: Path) -> tuple[dict[str, str], float]:
+    """Of --trust: the pictures' thirds (low, middle, high) and their reliability, where it does."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        trust = json.loads(table.with_name("trust.json").read_text(encoding="utf-8"))
+        return dict(trust["thirds"]), float(trust["reliability"])
+    return {}, 0.0
 
 
 class WrittenRun:
     """What a run left behind: its rows, picture by picture, and the files beside the table."""
 
     def __init__(self, table: Path) -> None:
-        self.table, self.rows = table, read_rows(table)
+        self.table = table
+        with as_input_error(f"{table} can't be read", FIX):
+            self.rows = read_rows(table)
+        self.thirds, self.reliability = read_thirds(table)
         self.groups: dict[str, list[Row]] = {}
         for row in self.rows:
             if row["status"] != NOT_PICKED:  # of which nothing was written
@@ -136,6 +132,7 @@ class WrittenRun:
             "empty": NO_EVIDENCE in notes, "raw": self.address("raw", first["image"]),
             "notes": [note for note in notes if note != NO_EVIDENCE],
             "maps": [self.map(row) for row in explained.values()],
+            "third": self.thirds.get(first["image"], ""),
         }  # fmt: skip
 
     def accuracy(self) -> str:
@@ -217,7 +214,7 @@ def page(run: WrittenRun) -> str:
     classes = {p[head] for p in pictures for head in ("label", "predicted")} - {""}
     content = {"title": one_line(run.table.stem), "accuracy": run.accuracy(),
                "classes": sorted(classes, key=natural), "settings": list(run.settings()),
-               "pictures": pictures}  # fmt: skip
+               "reliability": run.reliability, "pictures": pictures}  # fmt: skip
     parts = {
         "GENERATOR": GENERATOR,
         "POLICY": f"default-src 'none'; script-src {hashed(script)}; style-src {hashed(style)}; "

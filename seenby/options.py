@@ -29,6 +29,7 @@ from seenby.outputs.colors import DEFAULT_PANELS, Style
 from seenby.outputs.figure import PANELS
 from seenby.outputs.summary import NO_PICTURES
 from seenby.settings import Settings
+from seenby.verdict import ENOUGH, MOST
 
 DESCRIPTION = "What did the network look at? Grad-CAM, Guided Backprop and Guided Grad-CAM."
 EPILOG = """examples:
@@ -170,6 +171,9 @@ def output_options(add: Add) -> None:
         "too: maps/*.npz of float16 or float32")
     add("--gallery", action="store_true", help="write index.html, a page to look through the run, "
         "and each panel as a picture for it")
+    add("--trust", nargs="?", const=ENOUGH, type=number_between(int, 2, MOST), metavar="N",
+        help="say whether the maps can be trusted: trust.json and trust.png, from a trial of N "
+        f"pictures spread over the run (default: {ENOUGH}), which takes 50 passes of each")
 
 
 def run_options(add: Add) -> None:

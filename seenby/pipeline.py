@@ -30,6 +30,7 @@ from seenby.outputs.record import run_record
 from seenby.outputs.store import STEM, OutputFolder, Result
 from seenby.outputs.summary import Tally, layer_table, summary
 from seenby.settings import Settings
+from seenby.trial_run import try_maps
 
 WRITERS = 2  # threads
 SHARED_FOLDER_TIMEOUT = 60  # seconds, in which a folder of several machines must show what is in it
@@ -64,7 +65,9 @@ def execute(settings: Settings, ranks: Ranks) -> int:
         return 0
     wait_for_parts(run)
     tally = run.output.merge_parts(settings.columns, settings.pick)
-    finish(run, tally, figure_columns(run, tally, figure_batches), time.perf_counter() - started)
+    columns = figure_columns(run, tally, figure_batches)
+    trust = try_maps(settings, network, run.targets, run.output)
+    finish(run, tally, columns, trust, time.perf_counter() - started)
     # To torchrun a rank that ends with 1 has failed, and it would start all of them again.
     return 1 if tally.skipped and ranks.world_size == 1 else 0
 
@@ -74,6 +77,8 @@ def prepare(settings: Settings, network: Network, ranks: Ranks) -> Run:
     if ranks.world_size > 1 and settings.pick != "all" and settings.limit:
         raise InputError("--pick with --limit was given to several processes, of which none knows "
                          "what the others picked; drop one of them, or use one process")
+    if ranks.world_size > 1 and settings.trust:
+        raise InputError("--trust was given to several processes; use one process")
     targets = targets_of(settings, network)
     mark, total = fingerprint(network, settings, targets)
     if not settings.resume and ranks.world_size == 1:
@@ -209,16 +214,17 @@ def figure_columns(run: Run, tally: Tally,
 
 
 def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
-           seconds: float) -> None:
-    """Write the figure and the record of the run, and say what was done."""
-    settings, output = run.settings, run.output
+           trust: tuple[list[str], list[str]], seconds: float) -> None:
+    """Write the figure and the record of the run, and say what was done; trust: try_maps'."""
+    settings, output, (sentences, more) = run.settings, run.output, trust
     if tally.total != run.total and settings.pick == "all":
         tally.skipped.append(f"the pictures changed while they were read: {run.total} were listed, "
                              f"{tally.total} are in the table; run it again")
     if settings.save_maps:
         output.remove_other_maps()
     pictures, explanations = zip(*columns, strict=True)
-    output.save_figure(draw_grid(pictures, explanations, run.network.classes, settings.style))
+    figure = draw_grid(pictures, explanations, run.network.classes, settings.style)
+    output.save_figure(f"{STEM}.png", figure)
     output.save_json("run.json", run_record(settings.results(), run.network, explanations[0],
                                             settings.pad, tally))
     shutil.rmtree(output.parts)
@@ -228,7 +234,7 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
         print(summary(
             run.network, explanations[0], settings.pad, tally, seconds=seconds,
             columns=settings.columns, per_picture=len(run.targets) * len(settings.method),
-            written=output.written(),
+            written=output.written(more), trust=sentences,
         ))  # fmt: skip
 
 

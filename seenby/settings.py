@@ -49,6 +49,7 @@ class Settings:
     raw: bool = True
     save_maps: str | None = None  # float16, float32
     gallery: bool = False
+    trust: int | None = field(default=None, metadata=KEEPS_RESULTS)
     out: Path = field(default=Path("outputs"), metadata=KEEPS_RESULTS)
     # the run
     batch_size: int = 16

@@ -334,6 +334,20 @@ def test_a_probability_that_is_none_is_left_out(tmp_path, cell):
 
 
 @pytest.mark.parametrize(
+    ("trust", "thirds"),
+    [
+        ({"thirds": {"a": "low"}, "reliability": 0.7}, {"a": "low", "b": ""}),
+        ({"thirds": None, "reliability": 0.3}, {"a": "", "b": ""}),
+        ("no record", {"a": "", "b": ""}),
+    ],
+)
+def test_a_card_has_the_third_that_trust_put_it_in(trust, thirds, tmp_path):
+    table(tmp_path, [row("a"), row("b")])
+    (tmp_path / "trust.json").write_text(json.dumps(trust))
+    assert {card["name"]: card["third"] for card in cards(tmp_path)} == thirds
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (None, "has no table of a run; give the folder that a run of seenby wrote into"),
@@ -523,6 +537,27 @@ def test_the_surest_mistakes_come_first(browser, out):
 
 def wrong_label(rows, image):
     return next(row["label"] for row in rows if row["image"] == image)
+
+
+THIRDS = {"a": "middle", "b": "high", "c": "low"}  # d was not tried
+
+
+@pytest.mark.slow
+def test_where_trust_is_reliable_the_least_trusted_can_come_first(browser, tmp_path):
+    table(tmp_path, [row(image) for image in "abcd"])
+    for trust in (None, {"thirds": None, "reliability": 0.3}):
+        if trust:
+            (tmp_path / "trust.json").write_text(json.dumps(trust))
+        gallery.write(tmp_path)
+        with opened(browser, tmp_path) as page:
+            assert "trust" not in page.locator("[name=sort] option").evaluate_all(
+                "all => all.map((each) => each.value)")  # fmt: skip
+    (tmp_path / "trust.json").write_text(json.dumps({"thirds": THIRDS, "reliability": 0.72}))
+    gallery.write(tmp_path)
+    with opened(browser, tmp_path, "#sort=trust") as page:
+        assert named(page) == ["c", "a", "b", "d"]
+        words = page.locator("[name=sort] option[value=trust]").inner_text()
+        assert words == "Least trusted (reliability 0.72)"
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ OTHERS = {  # another valid value for every field
     "method": ("xgradcam",), "layer": "conv1", "pad": 3, "style": Style(opacity=0.25),
     "task": "binary", "like": "ref.jpg",
     "blur": 1.5, "uncropped": True, "columns": 3, "overlays": False, "raw": False,
-    "save_maps": "float16", "gallery": True, "out": Path("elsewhere"), "batch_size": 3,
+    "save_maps": "float16", "gallery": True, "trust": 40, "out": Path("elsewhere"), "batch_size": 3,
     "workers": 77, "resume": True, "quiet": True,
 }  # fmt: skip
-KEPT = {"device", "list_layers", "columns", "out", "workers", "resume", "quiet"}
+KEPT = {"device", "list_layers", "columns", "out", "workers", "resume", "quiet", "trust"}
 
 
 def test_settings_never_change():

@@ -52,7 +52,8 @@ def usage(action: argparse.Action) -> str:
     words = [action.option_strings[0]]
     if action.nargs != 0:
         choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices else ""
-        words.append(str(action.metavar or choices or action.dest.upper()))
+        word = str(action.metavar or choices or action.dest.upper())
+        words.append(f"[{word}]" if action.nargs == "?" else word)
     return " ".join([*words, "..."] if action.nargs == "+" else words)
 
 

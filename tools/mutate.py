@@ -26,6 +26,7 @@ PIPELINE, STORE = "seenby/pipeline.py", "seenby/outputs/store.py"
 COLORS, TABLE = "seenby/outputs/colors.py", "seenby/outputs/table.py"
 GRIDS, SEARCH = "seenby/core/grids.py", "seenby/core/search.py"
 TASKS, TARGETS = "seenby/core/tasks.py", "seenby/core/targets.py"
+TRIALS, SCORES, VERDICT = "seenby/trials.py", "seenby/scores.py", "seenby/verdict.py"
 SCRIPT = "SID_a4.py"
 
 MUTANTS = {  # name -> the file, what stands in it, and what stands there instead
@@ -399,6 +400,39 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "R * heatmap[:, None].clamp(max=0)",
     ),
     "script: class: the least likely one": (SCRIPT, "y.argmax(1)", "y.argmin(1)"),
+    "trust: a risen logit counts as a fall": (
+        TRIALS, "y_c - covered_logits(plan, x, c, fill, sets)",
+        "(y_c - covered_logits(plan, x, c, fill, sets)).abs()",
+    ),
+    "trust: what is covered is what is not": (
+        TRIALS, "torch.where(mask, fill, x)", "torch.where(mask, x, fill)",
+    ),
+    "trust: one fill for both": (
+        TRIALS, "return x.mean((2, 3), keepdim=True), blurred", "return blurred, blurred",
+    ),
+    "trust: mirror images are the map": (TRIALS, "maps.flip(axes)", "maps.flip(())"),
+    "trust: the redrawn network is the trained one": (
+        TRIALS, "new.copy_(old.mean() + old.std() * noise)", "new.copy_(old)",
+    ),
+    "trust: the mean of several ways": (
+        SCORES, "ways[:, :, ways.mean((0, 1)).argmax()]", "ways.mean(2)",
+    ),
+    "trust: its own map among the others'": (
+        SCORES, "with_all.sum(2) - with_all.diagonal(dim1=0, dim2=2).T", "with_all.sum(2)",
+    ),
+    "trust: intervals of few as those of many": (SCORES, "* (1 + 2 / N)", ""),
+    "trust: one fill is enough": (
+        VERDICT, "all(low > bound for _, low, _ in gain.values())",
+        "any(low > bound for _, low, _ in gain.values())",
+    ),
+    "trust: the mean is enough": (
+        VERDICT, "all(low > bound for _, low, _ in gain.values())",
+        "all(mean > bound for mean, _, _ in gain.values())",
+    ),
+    "trust: one control is enough": (
+        VERDICT, "all(is_above(gain, EPS) for gain", "any(is_above(gain, EPS) for gain",
+    ),
+    "trust: reliability is never asked": (VERDICT, "if is_reliable else None", ""),
 }  # fmt: skip
 
 

@@ -152,6 +152,16 @@ def layers_with_grids(net: nn.Module, x: Tensor, layer: str, more: MoreInputs) -
     return sorted(names, key=lambda name: abs(places[name] - places.get(layer, len(called))))[:3]
 
 
+def earlier_layers(net: nn.Module, x: Tensor, layer: str, n: int = 3) -> list[str]:
+    """n learned layers before another one, evenly spread from the first on."""
+    outputs, called, *_ = record_outputs(net, x, NO_MORE)
+    before = {*called[: called.index(layer)]} if layer in called else {*called}
+    names = [output.name for output in outputs[::-1] if output.name in before
+             and output.is_learned and output.grid.cells > 1
+             and not output.name.startswith(f"{layer}.")]
+    return list(dict.fromkeys(names[len(names) * k // n] for k in range(n) if names))
+
+
 def record_outputs(net: nn.Module, x: Tensor,
                    more: MoreInputs) -> tuple[list[LayerOutput], list[str], Any, Tensor]:
     """Every layer's last output that is a grid, the last one first; the order in which the layers

@@ -158,15 +158,16 @@ class OutputFolder:
             if file.stem.isdecimal() and not (self.parts / f"{int(file.stem)}.csv").exists():
                 file.unlink()
 
-    def written(self) -> str:
+    def written(self, more: Sequence[str] = ()) -> str:
         """What a run writes: the files, and on a line of their own the folders beside them."""
         folders = ["overlays"] * self.overlays + ["raw"] * self.raw + self.panel_folders()
         folders += ["maps"] * bool(self.save_maps)
         beside = f"\nbeside them {', '.join(f'{folder}/' for folder in folders)}" if folders else ""
-        return f"{one_line(self.folder / STEM)}.png and .csv, run.json{beside}"
+        records = ", ".join(["run.json", *more])
+        return f"{one_line(self.folder / STEM)}.png and .csv, {records}{beside}"
 
-    def save_figure(self, figure: Figure) -> None:
-        with self.atomic_write(self.folder / f"{STEM}.png") as path:
+    def save_figure(self, name: str, figure: Figure) -> None:
+        with self.atomic_write(self.folder / name) as path:
             figure.savefig(path, format="png", metadata={"Software": None})
 
     def save_json(self, name: str, content: Any) -> None:

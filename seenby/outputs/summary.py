@@ -75,8 +75,8 @@ def nothing_explained(tally: Tally, pick: str) -> InputError:
 
 
 def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
-            columns: int, per_picture: int, written: str) -> str:
-    """The account of a run.
+            columns: int, per_picture: int, written: str, trust: Sequence[str] = ()) -> str:
+    """The account of a run; trust: the sentences of --trust.
 
     explanation: any of the run's. per_picture: how many of the figure's columns a picture has.
     """
@@ -97,6 +97,7 @@ def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, 
         *accuracy_lines(tally, network),
         *(line for words, n in tally.notes.items() for line in entry("note", f"{words} ({n})")),
         *(line for words in network.notes for line in entry("note", words)),
+        *trust_lines(trust),
         f"written   {textwrap.indent(written, ' ' * 10).lstrip()}",
     ])  # fmt: skip
 
@@ -119,6 +120,13 @@ def preparation_sentence(network: Network) -> str:
     cover, cut = map(each_axis, (to.resize_size, to.crop_size))
     mean, std = (" ".join(f"{number:g}" for number in numbers) for numbers in (to.mean, to.std))
     return f"resized to cover {cover}, cut to {cut}, mean {mean}, std {std} ({network.prepared_by})"
+
+
+def trust_lines(sentences: Sequence[str]) -> list[str]:
+    """The verdict first; each sentence begins a line."""
+    return [line for i, sentence in enumerate(sentences)
+            for line in textwrap.wrap(sentence, 80, initial_indent=" " * 10 if i else "trust     ",
+                                      subsequent_indent=" " * 12)]
 
 
 def accuracy_lines(tally: Tally, network: Network) -> list[str]:

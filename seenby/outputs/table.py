@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from seenby.core.explanation import Explanation
 from seenby.core.methods import METHODS
@@ -137,3 +139,15 @@ def is_formula(cell: str) -> bool:
 
 def unescape_formula(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA_PREFIXES) else cell
+
+
+def read_rows(table: Path) -> list[Row]:
+    """By the columns' names, whatever their order; others may stand beside them."""
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, strict=True)
+        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+            raise ValueError(f"it has no column {missing[0]}")
+        rows = [{name: unescape_formula(row[name] or "") for name in COLUMNS} for row in reader]
+    if not rows:
+        raise ValueError("it has no rows")
+    return rows

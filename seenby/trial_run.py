@@ -1,0 +1,104 @@
+"""--trust: the trial of a run's maps, in the account, in trust.json and in trust.png."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seenby.batch import Batches
+from seenby.inputs.classes import class_indices
+from seenby.inputs.networks import Network
+from seenby.inputs.pictures import Picture
+from seenby.machine import threads_for
+from seenby.outputs.forest import draw_forest
+from seenby.outputs.store import OutputFolder, atomic_write
+from seenby.outputs.table import EXPLAINED
+from seenby.scores import BOX, EDGES, REDRAWN, Observation
+from seenby.settings import Settings
+from seenby.trials import Plan, make_plan, observe
+from seenby.verdict import DECIDING, Trust, judge, record
+
+FILES = ("trust.json", "trust.png")
+ROWS = DECIDING | {BOX: "a box in the middle", EDGES: "the picture's edges",
+                   REDRAWN: "freshly drawn weights"}
+
+
+def try_maps(settings: Settings, network: Network, targets: Sequence[str | int],
+             output: OutputFolder) -> tuple[list[str], list[str]]:
+    """Run the trial: its sentences for the account, and the names of the files that it wrote.
+
+    It is of the first target and method, and of pictures spread evenly over those explained, as a
+    folder begins with pictures of one class.
+    """
+    for name in FILES:
+        (output.folder / name).unlink(missing_ok=True)  # an earlier run's would be believed
+    if settings.trust is None:
+        return [], []
+    if settings.weights == "none":
+        return ["no verdict: the weights are RANDOM"], []
+    rows = [rows[0] for _, rows in output.read_parts() if rows[0]["status"] == EXPLAINED]
+    n = min(settings.trust, len(rows))
+    chosen = {rows[i * len(rows) // n]["image"] for i in range(n)}
+    with threads_for(network.module, math.prod(network.preprocessing.crop_size)):
+        names, observations = observe_pictures(settings, network, targets[0], output, chosen)
+    trust = judge(observations)
+    asked = {"network": network.title, "layer": network.layer, "method": settings.method[0],
+             "pad": settings.pad, "target": targets[0]}
+    named = dict(zip(names, trust.thirds, strict=True)) if trust.thirds else None
+    output.save_json(FILES[0], asked | record(trust) | {"thirds": named})
+    output.save_figure(FILES[1], forest_of(trust))
+    others = len(targets) + len(settings.method) > 2
+    alone = [f"tried with {targets[0]} and {settings.method[0]} alone"] * others
+    return [*trust.sentences, *alone], [*FILES]
+
+
+def observe_pictures(settings: Settings, network: Network, target: str | int, output: OutputFolder,
+                     chosen: set[str]) -> tuple[list[str], list[Observation]]:
+    """The chosen pictures' names and what was seen of each; an interrupted run's are kept."""
+    from tqdm import tqdm
+
+    batches, plan = Batches(settings, network), None
+    observations: dict[str, Observation] = {}
+    hidden = True if settings.quiet else None  # None: unless a terminal
+    with tqdm(total=len(chosen), desc="trust", delay=2, disable=hidden, unit=" pictures") as bar:
+        for item in (item for item in batches.items() if item[0] in chosen):
+            picture = batches.load(item)
+            x = network.tensor([image for image in [picture.image] if image])
+            plan = plan or plan_for(settings, network, x)
+            file = output.parts / f"trust_{picture.name}.pt"
+            if not file.exists():
+                c, label = classes_of(picture, target, network)
+                seen = observe(plan, x, c, zlib.crc32(picture.name.encode()), label)
+                with atomic_write(file, output.parts) as part:
+                    torch.save(vars(seen), part)
+            observations[picture.name] = Observation(**torch.load(file, weights_only=True))
+            bar.update()
+    return [*observations], [*observations.values()]
+
+
+def plan_for(settings: Settings, network: Network, x: Tensor) -> Plan:
+    default_layer = "" if settings.layer else network.layer
+    return make_plan(network.module, x, network.layer, settings.method[0], settings.pad,
+                     default_layer, settings.batch_size)
+
+
+def classes_of(picture: Picture, target: str | int,
+               network: Network) -> tuple[int | None, int | None]:
+    """What is explained, None for the predicted class; and the label, if there is one."""
+    label = class_indices(network.classes)[picture.label] if picture.label else None
+    if target == "predicted":
+        return None, label
+    return label if target == "label" else int(target), label
+
+
+def forest_of(trust: Trust) -> Any:
+    right = f", {trust.correct} of {trust.labelled} read right" if trust.labelled else ""
+    return draw_forest(trust.headline, f"{trust.pictures} pictures x {trust.sets} sets{right}", {
+        "the maps, less those of": {words: trust.minus[name] for name, words in ROWS.items()},
+        "the default, less": trust.default_minus,
+    })  # fmt: skip

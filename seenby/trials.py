@@ -1,0 +1,204 @@
+"""Can these maps be trusted? Tiles of each picture are covered; does the map tell which matter?
+
+Of a picture x, M sets of tiles are covered, drawn without regard to any map. Over the sets the fall
+of the class logit, y_c(x) - y_c(x covered), is correlated with the map's mass under what is
+covered. As the sets depend on no map, every other map, a control, is judged by the same passes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seenby.core.explanation import Explanation, Layer, Target, explain
+from seenby.core.layers import layer_name
+from seenby.core.methods import METHODS
+from seenby.core.placement import Pad, gaussian_blur, place
+from seenby.core.search import earlier_layers, find_layer
+from seenby.errors import InputError, as_input_error
+from seenby.machine import split_on_oom
+from seenby.scores import BOX, DEFAULT, EDGES, MIRRORED, MOVED, OWN, REDRAWN, Observation
+from seenby.verdict import MOST, Trust, judge
+
+# Finer grids starve the correlation: of a ResNet-20, 0.13 with 8 x 8 tiles and 0.4 with 4 x 4.
+GRID, COVERED, SETS = 4, 6, 24
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which map: of a layer, by a method, with a pad."""
+
+    layer: str
+    method: str = "gradcam"
+    pad: Pad = "auto"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The maps that are asked for, and others of the same network to compare them with."""
+
+    net: nn.Module
+    asked: Choice
+    others: dict[str, Choice]  # by name; DEFAULT where the asked one is not the default
+    redrawn: nn.Module  # a copy, for other weights
+    at_once: int  # covered pictures in one pass
+
+
+def trust(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
+          method: str = "gradcam", pad: Pad = "auto",
+          labels: Sequence[int] | None = None) -> Trust:
+    """Whether the maps of explain(net, x, target, layer, method, pad) can be trusted, and why.
+
+    x: (N, C, H, W), some forty pictures of the kind that the network is for, of different classes.
+    labels: their classes, to tell how many are read right.
+    """
+    N = len(x)
+    if not 1 < N <= MOST or (labels is not None and len(labels) != N):
+        given = "" if labels is None else f" and {len(labels)} labels"
+        raise InputError(f"{N} pictures{given} were given; give 2 to {MOST}, and as many labels")
+    targets: Sequence[int | None] = [None] * N
+    if target is not None:
+        with as_input_error(f"target {target} is no class", "give one number, or one a picture"):
+            targets = torch.as_tensor(target).expand(N).tolist()
+    plan = make_plan(net, x[:1], layer, method, pad)
+    known = [None] * N if labels is None else [int(label) for label in labels]
+    return judge([observe(plan, each, c, i, label) for i, (each, c, label) in
+                  enumerate(zip(x.split(1), targets, known, strict=True))])
+
+
+def make_plan(net: nn.Module, x: Tensor, layer: Layer, method: str, pad: Pad,
+              default_layer: str = "", at_once: int = SETS) -> Plan:
+    """What to compare the asked maps with: the default, and what differs from it in one thing.
+
+    x: (1, C, H, W). default_layer: find_layer's, where that is known already.
+    """
+    default = Choice(default_layer or find_layer(net, x).name)
+    asked = Choice(default.layer if layer is None else layer_name(net, layer), method, pad)
+    others = {} if asked == default else {DEFAULT: default}
+    others |= {f"layer {name}": replace(default, layer=name)
+               for name in earlier_layers(net, x, default.layer)}
+    auto = explain(net, x, layer=default.layer, guided=False).pad
+    others |= {f"pad {N}": replace(default, pad=N) for N in (0, 1) if auto != (N, N)}
+    others |= {f"method {name}": replace(default, method=name) for name, each in METHODS.items()
+               if name != default.method and not each.against}
+    return Plan(net, asked, {name: choice for name, choice in others.items() if choice != asked},
+                copy.deepcopy(net), at_once)
+
+
+def observe(plan: Plan, x: Tensor, target: Any, seed: int, label: int | None = None) -> Observation:
+    """Of one picture x (1, C, H, W): how far the logit falls, and where each map has its mass."""
+    random = torch.Generator().manual_seed(seed)
+    sets = draw_sets(random)
+    own = explain_as(plan.asked, plan.net, x, target)
+    c, y_c = own.target, class_logit(own)
+    redraw(plan.redrawn, plan.net, random)
+    maps = displaced(own.heatmap) | {
+        BOX: box(own, plan.asked.pad),
+        EDGES: edges(x),
+        REDRAWN: explain_as(plan.asked, plan.redrawn, x, c).heatmap,
+    }
+    maps |= {name: explain_as(each, plan.net, x, c).heatmap for name, each in plan.others.items()}
+    falls = torch.stack([y_c - covered_logits(plan, x, c, fill, sets) for fill in fills(x)])
+    return Observation(
+        sets=sets, y_c=float(y_c), falls=falls.cpu(),
+        tiles={name: tile_masses(each).cpu() for name, each in maps.items()},
+        target=int(c), predicted=int(own.logits.argmax(1)), label=label,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- what is seen
+
+
+def explain_as(choice: Choice, net: nn.Module, x: Tensor, target: Target) -> Explanation:
+    return explain(net, x, target, choice.layer, choice.method, choice.pad, guided=False)
+
+
+def class_logit(explanation: Explanation) -> Tensor:
+    """(B,) y_c. A probability would saturate: the fall of the logit says more."""
+    return explanation.logits[range(len(explanation.target)), explanation.target]
+
+
+def covered_logits(plan: Plan, x: Tensor, c: Tensor, fill: Tensor, sets: Tensor) -> Tensor:
+    """(M,) y_c of x (1, C, H, W) with each set of tiles covered, in halves where memory lacks."""
+
+    def logits(some: list[Tensor]) -> list[Tensor]:
+        explanation = explain_as(plan.asked, plan.net, torch.cat(some), c.expand(len(some)))
+        return [*class_logit(explanation)]
+
+    covered = [torch.where(mask, fill, x) for mask in masks_of(sets, x)]
+    parts = (covered[i : i + plan.at_once] for i in range(0, len(covered), plan.at_once))
+    return torch.stack([y_c for part in parts for y_c in split_on_oom(logits, part)])
+
+
+def draw_sets(random: torch.Generator) -> Tensor:
+    """(SETS, GRID * GRID) 1 for the COVERED tiles of each set."""
+    return (torch.rand(SETS, GRID * GRID, generator=random).argsort(1) < COVERED).float()
+
+
+def tiles_of(S: int) -> Tensor:
+    """(GRID, S) 1 where a pixel of a side lies in a tile."""
+    return (torch.arange(S) * GRID // S == torch.arange(GRID)[:, None]).float()
+
+
+def masks_of(sets: Tensor, x: Tensor) -> Tensor:
+    """(M, 1, 1, H, W) whether a pixel of x (1, C, H, W) is covered."""
+    rows, columns = map(tiles_of, x.shape[2:])
+    masks = rows.T @ sets.view(-1, GRID, GRID) @ columns
+    return (masks[:, None, None] > 0).to(x.device)
+
+
+def tile_masses(maps: Tensor) -> Tensor:
+    """(K, H, W) -> (K, GRID * GRID), the sum over each tile."""
+    rows, columns = (tiles_of(S).to(maps) for S in maps.shape[1:])
+    return (rows @ maps.nan_to_num(0, 0, 0) @ columns.T).flatten(1)
+
+
+def fills(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What x (1, C, H, W) is covered by, in FILLS' order; no single fill won on all networks."""
+    blurred = gaussian_blur(x[0], min(x.shape[2:]) / 10)[None]
+    return x.mean((2, 3), keepdim=True), blurred
+
+
+# ------------------------------------------------------------------------------------ the controls
+
+
+def displaced(maps: Tensor) -> dict[str, Tensor]:
+    """The map (1, H, W) itself, its three mirror images, and it moved by a tile in four ways."""
+    H, W = maps.shape[1:]
+    moves = ((H // GRID, 1), (-(H // GRID), 1), (W // GRID, 2), (-(W // GRID), 2))
+    return {
+        OWN: maps,
+        MIRRORED: torch.cat([maps.flip(axes) for axes in ((1,), (2,), (1, 2))]),
+        MOVED: torch.cat([maps.roll(pixels, axis) for pixels, axis in moves]),
+    }
+
+
+def box(explanation: Explanation, pad: Pad) -> Tensor:
+    """(1, H, W) a flat map placed alike; where that is flat, too, the middle half of the sides."""
+    size, stride = explanation.heatmap.shape[1:], explanation.stride
+    stride = None if explanation.stride_inferred else stride
+    _, placed = place(torch.ones_like(explanation.L_c), size, stride, pad)
+    if placed.amax() - placed.amin() > 1e-3:
+        return placed
+    rows, columns = ((torch.arange(S) * 4 // S).remainder(3) > 0 for S in size)
+    return (rows[:, None] & columns)[None].to(placed)
+
+
+def edges(x: Tensor) -> Tensor:
+    """(1, H, W) how far x (1, C, H, W) differs from pixel to pixel, drawn by no network."""
+    down, across = torch.gradient(x[0], dim=(1, 2))
+    return (down**2 + across**2).sum(0, keepdim=True).sqrt()
+
+
+def redraw(copied: nn.Module, net: nn.Module, random: torch.Generator) -> None:
+    """Give a copy of the network random weights, of the mean and the deviation of its own."""
+    with torch.no_grad():
+        for new, old in zip(copied.parameters(), net.parameters(), strict=True):
+            if old.is_floating_point() and old.numel() > 1:
+                noise = torch.randn(old.shape, generator=random).to(old)
+                new.copy_(old.mean() + old.std() * noise)

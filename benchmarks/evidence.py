@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Are the maps right, and can they be trusted? Six studies, each beside its controls.
+"""Are the maps right, and can they be trusted? Seven studies, each beside its controls.
 
     python benchmarks/evidence.py                     MNIST in data/mnist, as torchvision keeps it
     python benchmarks/evidence.py --data mnist.npz    x_train, y_train, x_test, y_test in a file
     python benchmarks/evidence.py --real FOLDER       more trained networks, with their pictures
+    python benchmarks/evidence.py --only trust        one study anew, beside those that were kept
     python benchmarks/evidence.py --quick --out OUT   fewer pictures and networks, within a minute
 
 It writes evidence.json and its plots to report/. A study measures picture by picture; what is
@@ -28,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import confusion
 import evidence_plots
 import numpy as np
 import subjects
@@ -41,7 +43,7 @@ from tqdm import tqdm
 from train_mnist import correlation, load_mnist
 
 from seenby import METHODS, InputError, explain, explain_many
-from seenby.core.placement import interpolation_matrix, place
+from seenby.core.placement import gaussian_blur, interpolation_matrix, place
 from SID_a4 import CourseCNN
 
 Values = dict[tuple[str, ...], Tensor]  # what was measured -> one number for each picture
@@ -62,9 +64,12 @@ class Effort:
     samples: int = 15  # orders in which patches appear
     mistakes: int = 100
     pairs: int = 100  # pictures of two shapes
+    tried: int = 500  # digits whose maps a verdict is asked of
+    tried_others: int = 200  # CIFAR's pictures, and those of shapes
+    drawn: int = 1500  # steps of a transformer's training on drawn shapes
 
 
-QUICK = Effort(1, 1, 24, 24, 4, 24, 1, 10, 2, 10, 20)
+QUICK = Effort(1, 1, 24, 24, 4, 24, 1, 10, 2, 10, 20, 24, 24, 30)
 
 
 # -------------------------------------------------------------------------- maps and their worth
@@ -141,9 +146,11 @@ def another(maps: Tensor) -> Tensor:
 @torch.no_grad()
 def areas(subject: Subject, target: Tensor, maps: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Under the probability of the class, as pixels are covered (deletion), or shown (insertion),
-    from the map's highest on; equal ones in an order drawn by lot."""
+    from the map's highest on. Equal ones are covered in smooth blobs, drawn by lot: pixel by pixel
+    they would be salt and pepper, which destroys a picture faster than any map."""
     x, N, pixels = subject.x, len(maps), maps[0].numel()
-    lot = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).flatten(1)
+    noise = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
+    lot = gaussian_blur(noise, min(maps.shape[1:]) / 10).flatten(1)
     order = np.lexsort((lot.numpy(), -maps.flatten(1).numpy()), axis=1)
     rank = torch.from_numpy(order.argsort(1)).view(N, 1, *maps.shape[1:])
 
@@ -412,6 +419,7 @@ def two_objects(subject: Subject, _effort: Effort) -> Values:
 
 
 STUDIES = (placement, faithfulness, sanity, methods, mistakes)
+STUDY_NAMES = [*(study.__name__ for study in STUDIES), two_objects.__name__, "trust"]
 
 
 def networks(options: argparse.Namespace, effort: Effort) -> list[tuple[Any, Any]]:
@@ -435,16 +443,20 @@ def networks(options: argparse.Namespace, effort: Effort) -> list[tuple[Any, Any
 
 
 def measured(options: argparse.Namespace, effort: Effort) -> Tree:
+    """All that is asked for; of --only, beside what an earlier study in --out found of the rest."""
+    kept = options.out / KEPT.name
+    found: Tree = json.loads(kept.read_text()) if options.only else {}
+    wanted = options.only or STUDY_NAMES
     weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
-    found: Tree = {"weights": weights, "counts": asdict(effort), "networks": {}}
-    found["displacement"] = displacement()
+    found |= {"weights": weights, "counts": asdict(effort), "displacement": displacement()}
+    plan = [(make, [study for study in studies if study.__name__ in wanted])
+            for make, studies in networks(options, effort)]  # fmt: skip
     values: dict[str, dict[str, Values]] = {}
-    plan = networks(options, effort)
     with tqdm(total=sum(1 + len(studies) for _, studies in plan), disable=None) as bar:
-        for make, studies in plan:
+        for make, studies in plan if options.only != ["trust"] else ():
             subject = make()
-            found["networks"][subject.name] = described(subject)
-            if subject.name == SHIPPED:
+            found.setdefault("networks", {})[subject.name] = described(subject)
+            if subject.name == SHIPPED and not options.only:
                 found["costs"] = costs(subject, effort)
             bar.update()
             for study in studies:
@@ -452,9 +464,12 @@ def measured(options: argparse.Namespace, effort: Effort) -> Tree:
                 values.setdefault(study.__name__, {})[subject.name] = study(subject, effort)
                 bar.update()
     for study in STUDIES:
-        of = values[study.__name__]
-        seeds = [each for name, each in of.items() if name.startswith("course, seed")]
-        of[OTHERS] = pooled(seeds, torch.cat if study is mistakes else mean_of)
+        if of := values.get(study.__name__):
+            seeds = [each for name, each in of.items() if name.startswith("course, seed")]
+            of[OTHERS] = pooled(seeds, torch.cat if study is mistakes else mean_of)
+    if "trust" in wanted:
+        mnist = load_mnist(options.data, download=False)
+        found["trust"] = confusion.study(mnist, options.real, effort)
     trees = {name: {who: tree(v) for who, v in of.items()} for name, of in values.items()}
     return found | trees
 
@@ -480,6 +495,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="an .npz with x_train, y_train, x_test, y_test")
     add("--real", type=Path, help=f"a folder with {', '.join(subjects.FILES)}")
     add("--out", type=Path, default=KEPT.parent, help="(default: %(default)s)")
+    add("--only", nargs="+", choices=STUDY_NAMES, metavar="STUDY",
+        help=f"these alone: {', '.join(STUDY_NAMES)}; the rest of --out's evidence.json is kept")
     add("--quick", action="store_true", help="a smaller study")
     return parser
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from confusion import WRONG
 from subjects import OTHERS, SHIPPED
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "report" / "evidence.json"
 PAGE = ROOT / "docs" / "evidence.md"
 TABLE = re.compile(r"(?s)<!-- from report/evidence.json -->.*?<!-- end -->")
+VERDICTS = re.compile(r"(?s)<!-- from report/evidence.json: trust -->.*?<!-- end -->")
 Tree = dict[str, Any]
 
 BLUE, RED, GREY = "#1f5fa8", "#c8452d", "#8a8a8a"
@@ -142,10 +145,39 @@ def table(found: Tree) -> str:
     return "\n".join(["<!-- from report/evidence.json -->", *lines, "<!-- end -->"])
 
 
+def verdicts(found: Tree) -> str:
+    """What --trust says of each network's own maps, and how often it accepts wrong ones."""
+    heads = ["network", "pictures", "verdict", "of 40", "wrong maps accepted", "less a box",
+             "less the edges"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---|---:|---|---:|---:|---:|---:|"]
+    for name, each in found["trust"].items():
+        of = each["verdicts"]["default"]
+        forty = of["40"].get("points", 0), sum(of["40"].values())
+        wrong = accepted(each, WRONG)
+        gains = (weaker_of(each["gains"][control]) for control in ("box", "edges"))
+        cells = [name, str(each["pictures"]), *of[str(each["pictures"])],
+                 "{} in {}".format(*forty), "{} in {}".format(*wrong), *gains]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(["<!-- from report/evidence.json: trust -->", *lines, "<!-- end -->"])
+
+
+def accepted(network: Tree, situations: Sequence[str]) -> tuple[int, int]:
+    """How many of the judgements of some maps accepted them, and how many there were."""
+    counts = [of for name in situations for of in network["verdicts"][name].values()]
+    return sum(of.get("points", 0) for of in counts), sum(sum(of.values()) for of in counts)
+
+
+def weaker_of(gain: Mapping[str, list[float]]) -> str:
+    """On the fill that says less."""
+    mean, low, high = min(gain.values(), key=lambda interval: interval[1])
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
 def main() -> int:
     found = json.loads(KEPT.read_text())
     draw(found, KEPT.parent)
-    PAGE.write_text(TABLE.sub(table(found), PAGE.read_text()))
+    page = TABLE.sub(table(found), PAGE.read_text())
+    PAGE.write_text(VERDICTS.sub(verdicts(found), page))
     return 0
 
 

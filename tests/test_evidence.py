@@ -2,6 +2,7 @@
 
 import json
 
+import confusion
 import evidence
 import evidence_plots
 import numpy as np
@@ -79,6 +80,23 @@ def test_a_flat_map_covers_pixels_in_an_order_drawn_by_lot():
     deletion, insertion = evidence.areas(subject, target, flat, steps=10)
     assert deletion.mean() == pytest.approx(0.5, abs=0.06)
     torch.testing.assert_close(insertion, 1 - deletion)
+
+
+class Left(nn.Module):
+    """How much of what it sees differs from its left neighbour."""
+
+    def forward(self, x):
+        y = 4 * x.diff(dim=3).abs().mean((1, 2, 3))
+        return torch.stack([y, 0 * y], 1)
+
+
+def test_equal_pixels_are_covered_in_blobs_and_not_pixel_by_pixel():
+    subject = Subject("left", Left(), torch.ones(20, 1, 28, 28), NONE)
+    flat, target = torch.ones(20, 28, 28), torch.zeros(20, dtype=torch.long)
+    deletion, _ = evidence.areas(subject, target, flat, steps=2)
+    # At the half of the way salt and pepper has 0.5 neighbours that differ.
+    neighbours = torch.logit(2 * deletion - 0.5) / 4
+    assert neighbours.max() < 0.25
 
 
 def test_energy_and_pointing_by_hand():
@@ -261,6 +279,18 @@ def test_a_quick_study(like_mnist, tmp_path, capsys):
     for study in ("placement", "faithfulness", "sanity", "methods", "mistakes"):
         assert set(found[study]) == course, study
     assert set(found["two_objects"]) == {"small CNN, shapes"}
+    assert set(found["trust"]) == {"course, shipped", "course, seed 1", "padded CNN, digits",
+                                   "small transformer, digits", "small transformer, shapes",
+                                   "small CNN, shapes"}  # fmt: skip
+    for each in found["trust"].values():
+        assert each["pictures"] == 24
+        assert {*confusion.WRONG, "default"} <= each["verdicts"].keys()
+        for counts in each["verdicts"].values():
+            assert [sum(of.values()) for of in counts.values()] == [10, 10, 1]
+    (tmp_path / "evidence.json").write_text(json.dumps(found | {"sanity": "kept", "trust": {}}))
+    assert evidence.main([*words, "--only", "trust"]) == 0
+    again = json.loads((tmp_path / "evidence.json").read_text())
+    assert again == found | {"sanity": "kept"}
     assert 0.5 < found["networks"]["course, shipped"]["accuracy"] < 1
     every = list(intervals_in(found))
     assert len(every) > 1000

@@ -199,9 +199,11 @@ def test_the_examples_of_the_python_page_run(tmp_path, monkeypatch, capsys):
         exec(example, space)
     assert {path.name for path in tmp_path.iterdir()} == {
         "photo.jpg", "figure.png", "overlays.png", "overlay.png"}  # fmt: skip
-    *order, last = capsys.readouterr().out.splitlines()
+    *order, verdict, gain, last = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in order] == ["gradcam", "gradcam++"] * 2
     assert [line.partition(" ")[2] for line in order[2:]] == ["[3, 3]"] * 2
+    assert verdict in ("points", "no better", "cannot tell")
+    assert len(gain.split(", ")) == 3
     assert last.startswith("the network has no layer layer5; the nearest names are layer4,")
     assert {name.name for node in ast.walk(ast.parse(example_of_imports())) for name in
             getattr(node, "names", [])} == set(seenby.__all__)  # fmt: skip

@@ -78,7 +78,7 @@ def networks(mnist: tuple[Digits, Digits], real: Path | None,
 def watch(subject: Subject) -> Iterator[tuple[Observation, dict[str, Tensor]]]:
     """The trial of each picture, and what each situation would put in the map's place."""
     net, random = subject.net, torch.Generator().manual_seed(1)
-    plan = make_plan(net, subject.x[:1], None, "gradcam", "auto")
+    plan = make_plan(net, subject.x[:1])
     layer = plan.asked.layer
     others = {f"random weights {k}": with_random_weights(net, [*net.modules()], k) for k in DRAWS}
     others["random last layer"] = with_random_weights(net, [last_layer(net)], 1)
@@ -86,6 +86,8 @@ def watch(subject: Subject) -> Iterator[tuple[Observation, dict[str, Tensor]]]:
     for i, x in enumerate(tqdm(subject.x.split(1), desc=subject.name, disable=None)):
         label = int(subject.y[i]) if subject.y.ndim == 1 else None
         o, e = observe(plan, x, None, i, label), explain(net, x, layer=layer, guided=False)
+        assert e.target is not None
+        c = int(e.target)
         order, rule = e.logits[0].argsort(descending=True).tolist(), (e.pad or (0, 0))[0]
         any_other = order[1 + int(torch.randint(len(order) - 1, (), generator=random))]
         own = o.tiles[OWN].view(GRID, GRID)
@@ -96,13 +98,13 @@ def watch(subject: Subject) -> Iterator[tuple[Observation, dict[str, Tensor]]]:
         yield o, {
             DEFAULT: o.tiles[OWN],
             "random class": tiles(net, any_other),
-            "counterfactual": tiles(net, o.target, method="counterfactual"),
+            "counterfactual": tiles(net, c, method="counterfactual"),
             "mirrored": own.flip(1).view(1, -1),
             "shifted": own.roll(1, 1).view(1, -1),
             "centre blob": blob(x).view(1, -1),
-            **{name: tiles(other, o.target) for name, other in others.items()},
+            **{name: tiles(other, c) for name, other in others.items()},
             "runner-up": tiles(net, order[1]),
-            "pad off by 3": tiles(net, o.target, pad=round(rule - 3 if rule >= 3 else rule + 3)),
+            "pad off by 3": tiles(net, c, pad=round(rule - 3 if rule >= 3 else rule + 3)),
             "edges": o.tiles[EDGES],
             "Grad-CAM++": o.tiles["method gradcam++"],
             **{place: o.tiles[name] for place, name in zip(LAYERS, layers, strict=False)},

@@ -24,12 +24,10 @@ class Observation:
     """What was seen of one picture. A map is its mass in each of the T tiles."""
 
     sets: Tensor  # (M, T) 1 where a tile was covered
-    y_c: float  # the logit of the explained class
+    y_c: float  # the score that is explained
     falls: Tensor  # (fills, M) by how much it fell
     tiles: dict[str, Tensor]  # (K, T) of OWN, of each control in K ways, of what else was tried
-    target: int
-    predicted: int
-    label: int | None
+    correct: bool | None  # whether it is read right; None: it has no label
 
 
 def scores_of(observations: Sequence[Observation]) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from seenby.batch import Batches
-from seenby.inputs.classes import class_indices
+from seenby.core.targets import Like, Target
+from seenby.inputs.classes import class_index
 from seenby.inputs.networks import Network
-from seenby.inputs.pictures import Picture
 from seenby.machine import threads_for
 from seenby.outputs.forest import draw_forest
 from seenby.outputs.store import OutputFolder, atomic_write
@@ -28,7 +28,7 @@ ROWS = DECIDING | {BOX: "a box in the middle", EDGES: "the picture's edges",
                    REDRAWN: "freshly drawn weights"}
 
 
-def try_maps(settings: Settings, network: Network, targets: Sequence[str | int],
+def try_maps(settings: Settings, network: Network, targets: Sequence[Target],
              output: OutputFolder) -> tuple[list[str], list[str]]:
     """Run the trial: its sentences for the account, and the names of the files that it wrote.
 
@@ -48,16 +48,16 @@ def try_maps(settings: Settings, network: Network, targets: Sequence[str | int],
         names, observations = observe_pictures(settings, network, targets[0], output, chosen)
     trust = judge(observations)
     asked = {"network": network.title, "layer": network.layer, "method": settings.method[0],
-             "pad": settings.pad, "target": targets[0]}
+             "pad": settings.pad, "target": target_title(targets[0])}
     named = dict(zip(names, trust.thirds, strict=True)) if trust.thirds else None
     output.save_json(FILES[0], asked | record(trust) | {"thirds": named})
     output.save_figure(FILES[1], forest_of(trust))
     others = len(targets) + len(settings.method) > 2
-    alone = [f"tried with {targets[0]} and {settings.method[0]} alone"] * others
+    alone = [f"tried with {target_title(targets[0])} and {settings.method[0]} alone"] * others
     return [*trust.sentences, *alone], [*FILES]
 
 
-def observe_pictures(settings: Settings, network: Network, target: str | int, output: OutputFolder,
+def observe_pictures(settings: Settings, network: Network, target: Target, output: OutputFolder,
                      chosen: set[str]) -> tuple[list[str], list[Observation]]:
     """The chosen pictures' names and what was seen of each; an interrupted run's are kept."""
     from tqdm import tqdm
@@ -69,10 +69,11 @@ def observe_pictures(settings: Settings, network: Network, target: str | int, ou
         for item in (item for item in batches.items() if item[0] in chosen):
             picture = batches.load(item)
             x = network.tensor([image for image in [picture.image] if image])
-            plan = plan or plan_for(settings, network, x)
+            label = class_index(picture.label, network.classes) if picture.label else None
+            c = {"predicted": None, "label": label}.get(str(target), target)
+            plan = plan or plan_for(settings, network, c, x)
             file = output.parts / f"trust_{picture.name}.pt"
             if not file.exists():
-                c, label = classes_of(picture, target, network)
                 seen = observe(plan, x, c, zlib.crc32(picture.name.encode()), label)
                 with atomic_write(file, output.parts) as part:
                     torch.save(vars(seen), part)
@@ -81,19 +82,14 @@ def observe_pictures(settings: Settings, network: Network, target: str | int, ou
     return [*observations], [*observations.values()]
 
 
-def plan_for(settings: Settings, network: Network, x: Tensor) -> Plan:
+def plan_for(settings: Settings, network: Network, target: Target, x: Tensor) -> Plan:
     default_layer = "" if settings.layer else network.layer
-    return make_plan(network.module, x, network.layer, settings.method[0], settings.pad,
-                     default_layer, settings.batch_size)
+    return make_plan(network.module, x, target, network.layer, settings.method[0], settings.pad,
+                     network.task, default_layer, settings.batch_size)
 
 
-def classes_of(picture: Picture, target: str | int,
-               network: Network) -> tuple[int | None, int | None]:
-    """What is explained, None for the predicted class; and the label, if there is one."""
-    label = class_indices(network.classes)[picture.label] if picture.label else None
-    if target == "predicted":
-        return None, label
-    return label if target == "label" else int(target), label
+def target_title(target: Target) -> str:
+    return f"like {target.name}" if isinstance(target, Like) else str(target)
 
 
 def forest_of(trust: Trust) -> Any:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from seenby.core.explanation import Explanation, Layer, Target, explain
+from seenby.core.explanation import Explanation, Layer, explain
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS
 from seenby.core.placement import Pad, gaussian_blur, place
 from seenby.core.search import earlier_layers, find_layer
-from seenby.errors import InputError, as_input_error
+from seenby.core.targets import Target
+from seenby.errors import InputError
 from seenby.machine import split_on_oom
 from seenby.scores import BOX, DEFAULT, EDGES, MIRRORED, MOVED, OWN, REDRAWN, Observation
 from seenby.verdict import MOST, Trust, judge
@@ -43,6 +43,7 @@ class Plan:
     """The maps that are asked for, and others of the same network to compare them with."""
 
     net: nn.Module
+    task: str | None
     asked: Choice
     others: dict[str, Choice]  # by name; DEFAULT where the asked one is not the default
     redrawn: nn.Module  # a copy, for other weights
@@ -50,9 +51,9 @@ class Plan:
 
 
 def trust(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
-          method: str = "gradcam", pad: Pad = "auto",
+          method: str = "gradcam", pad: Pad = "auto", *, task: str | None = None,
           labels: Sequence[int] | None = None) -> Trust:
-    """Whether the maps of explain(net, x, target, layer, method, pad) can be trusted, and why.
+    """Whether the maps of explain(net, x, target, layer, method, pad, task=task) can be trusted.
 
     x: (N, C, H, W), some forty pictures of the kind that the network is for, of different classes.
     labels: their classes, to tell how many are read right.
@@ -61,78 +62,90 @@ def trust(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
     if not 1 < N <= MOST or (labels is not None and len(labels) != N):
         given = "" if labels is None else f" and {len(labels)} labels"
         raise InputError(f"{N} pictures{given} were given; give 2 to {MOST}, and as many labels")
-    targets: Sequence[int | None] = [None] * N
-    if target is not None:
-        with as_input_error(f"target {target} is no class", "give one number, or one a picture"):
-            targets = torch.as_tensor(target).expand(N).tolist()
-    plan = make_plan(net, x[:1], layer, method, pad)
+    targets = per_picture(target, N)
+    plan = make_plan(net, x[:1], targets[0], layer, method, pad, task)
     known = [None] * N if labels is None else [int(label) for label in labels]
     return judge([observe(plan, each, c, i, label) for i, (each, c, label) in
                   enumerate(zip(x.split(1), targets, known, strict=True))])
 
 
-def make_plan(net: nn.Module, x: Tensor, layer: Layer, method: str, pad: Pad,
+def per_picture(target: Target, N: int) -> list[Target]:
+    """What is explained in each of N pictures: one target for all, or a class for each."""
+    is_list = isinstance(target, Sequence) and not isinstance(target, str)
+    is_tensor = isinstance(target, Tensor) and target.ndim and not target.is_floating_point()
+    if not (is_list or is_tensor):
+        return [target] * N
+    classes: Tensor = torch.as_tensor(target)
+    if classes.shape != (N,):
+        raise InputError(f"targets of shape {tuple(classes.shape)} were given for {N} pictures; "
+                         "give one class for all or one for each")
+    return [*classes.split(1)]
+
+
+def make_plan(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
+              method: str = "gradcam", pad: Pad = "auto", task: str | None = None,
               default_layer: str = "", at_once: int = SETS) -> Plan:
     """What to compare the asked maps with: the default, and what differs from it in one thing.
 
     x: (1, C, H, W). default_layer: find_layer's, where that is known already.
     """
-    default = Choice(default_layer or find_layer(net, x).name)
+    default = Choice(default_layer or find_layer(net, x, target, task).name)
     asked = Choice(default.layer if layer is None else layer_name(net, layer), method, pad)
     others = {} if asked == default else {DEFAULT: default}
     others |= {f"layer {name}": replace(default, layer=name)
                for name in earlier_layers(net, x, default.layer)}
-    auto = explain(net, x, layer=default.layer, guided=False).pad
+    auto = explain(net, x, target, default.layer, guided=False, task=task).pad
     others |= {f"pad {N}": replace(default, pad=N) for N in (0, 1) if auto != (N, N)}
     others |= {f"method {name}": replace(default, method=name) for name, each in METHODS.items()
                if name != default.method and not each.against}
-    return Plan(net, asked, {name: choice for name, choice in others.items() if choice != asked},
-                copy.deepcopy(net), at_once)
+    others = {name: choice for name, choice in others.items() if choice != asked}
+    return Plan(net, task, asked, others, copy.deepcopy(net), at_once)
 
 
-def observe(plan: Plan, x: Tensor, target: Any, seed: int, label: int | None = None) -> Observation:
+def observe(plan: Plan, x: Tensor, target: Target, seed: int,
+            label: int | None = None) -> Observation:
     """Of one picture x (1, C, H, W): how far the logit falls, and where each map has its mass."""
     random = torch.Generator().manual_seed(seed)
     sets = draw_sets(random)
-    own = explain_as(plan.asked, plan.net, x, target)
-    c, y_c = own.target, class_logit(own)
+    own = explain_as(plan, plan.asked, x, target)
+    if own.target is not None and not isinstance(target, str):
+        target = int(own.target)  # also where the covered picture is taken for something else
     redraw(plan.redrawn, plan.net, random)
     maps = displaced(own.heatmap) | {
         BOX: box(own, plan.asked.pad),
         EDGES: edges(x),
-        REDRAWN: explain_as(plan.asked, plan.redrawn, x, c).heatmap,
+        REDRAWN: explain_as(replace(plan, net=plan.redrawn), plan.asked, x, target).heatmap,
     }
-    maps |= {name: explain_as(each, plan.net, x, c).heatmap for name, each in plan.others.items()}
-    falls = torch.stack([y_c - covered_logits(plan, x, c, fill, sets) for fill in fills(x)])
+    maps |= {name: explain_as(plan, each, x, target).heatmap for name, each in plan.others.items()}
+    falls = [own.y_c - covered_scores(plan, x, target, fill, sets) for fill in fills(x)]
+    correct = None if label is None or own.predicted is None else bool(own.predicted[0, label])
     return Observation(
-        sets=sets, y_c=float(y_c), falls=falls.cpu(),
+        sets=sets, y_c=float(own.y_c), falls=torch.stack(falls).cpu(),
         tiles={name: tile_masses(each).cpu() for name, each in maps.items()},
-        target=int(c), predicted=int(own.logits.argmax(1)), label=label,
+        correct=correct,
     )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------- what is seen
 
 
-def explain_as(choice: Choice, net: nn.Module, x: Tensor, target: Target) -> Explanation:
-    return explain(net, x, target, choice.layer, choice.method, choice.pad, guided=False)
+def explain_as(plan: Plan, choice: Choice, x: Tensor, target: Target) -> Explanation:
+    return explain(plan.net, x, target, choice.layer, choice.method, choice.pad, guided=False,
+                   task=plan.task)
 
 
-def class_logit(explanation: Explanation) -> Tensor:
-    """(B,) y_c. A probability would saturate: the fall of the logit says more."""
-    return explanation.logits[range(len(explanation.target)), explanation.target]
+def covered_scores(plan: Plan, x: Tensor, target: Target, fill: Tensor, sets: Tensor) -> Tensor:
+    """(M,) y_c of x (1, C, H, W) with each set of tiles covered, in halves where memory lacks.
 
+    A logit, as a probability would saturate: the fall of the logit says more.
+    """
 
-def covered_logits(plan: Plan, x: Tensor, c: Tensor, fill: Tensor, sets: Tensor) -> Tensor:
-    """(M,) y_c of x (1, C, H, W) with each set of tiles covered, in halves where memory lacks."""
-
-    def logits(some: list[Tensor]) -> list[Tensor]:
-        explanation = explain_as(plan.asked, plan.net, torch.cat(some), c.expand(len(some)))
-        return [*class_logit(explanation)]
+    def scores(some: list[Tensor]) -> list[Tensor]:
+        return [*explain_as(plan, plan.asked, torch.cat(some), target).y_c]
 
     covered = [torch.where(mask, fill, x) for mask in masks_of(sets, x)]
     parts = (covered[i : i + plan.at_once] for i in range(0, len(covered), plan.at_once))
-    return torch.stack([y_c for part in parts for y_c in split_on_oom(logits, part)])
+    return torch.stack([y_c for part in parts for y_c in split_on_oom(scores, part)])
 
 
 def draw_sets(random: torch.Generator) -> Tensor:

@@ -80,8 +80,8 @@ def judge(observations: Sequence[Observation]) -> Trust:
         sentence_beside("the default", "does", intervals(scores[OWN] - default))]
     better = sentence_of_others({name: intervals(score - scores[OWN])
                                  for name, score in others.items()})
-    labelled = [o for o in observations if o.label is not None]
-    correct = sum(o.label == o.predicted for o in labelled)
+    labelled = [o.correct for o in observations if o.correct is not None]
+    correct = sum(labelled)
     counts = sentence_of_counts(N, observations[0].falls.numel(), len(labelled), correct)
     told = [] if verdict == "no response" else [*beside, *asked, better]
     reliability = split_half(observations) if N >= FEWEST else None

@@ -28,7 +28,7 @@ def observed(seed, strength=1.0, noise=0.0):
     sets, weights = draw_sets(random), torch.rand(16, generator=random)
     falls = strength * (sets @ weights) + noise * torch.randn(2, len(sets), generator=random)
     flat = torch.ones(3, 16)
-    return Observation(sets, 5.0, falls, {OWN: weights[None], MIRRORED: flat}, 0, 0, None)
+    return Observation(sets, 5.0, falls, {OWN: weights[None], MIRRORED: flat}, None)
 
 
 def test_the_correlation_is_pearsons():

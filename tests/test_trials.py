@@ -77,7 +77,7 @@ def corners():
 
 @pytest.fixture(scope="module")
 def seen(corners):
-    plan = make_plan(Upright().eval(), corners[:1], None, "gradcam", "auto")
+    plan = make_plan(Upright().eval(), corners[:1])
     return [observe(plan, corners[i : i + 1], None, i) for i in range(N)]
 
 
@@ -212,11 +212,11 @@ def test_a_network_that_ignores_its_input_does_not_respond(corners):
 def test_maps_of_a_random_network_are_never_accepted_for_the_trained_one(network, digits):
     x = network.tensor([digit.image for digit in digits]).repeat(3, 1, 1, 1)
     x = jittered(x, torch.Generator().manual_seed(0))
-    plan = make_plan(network.module, x[:1], None, "gradcam", "auto")
+    plan = make_plan(network.module, x[:1])
+    target = explain(network.module, x, guided=False).target
     seen = [observe(plan, x[i : i + 1], None, i) for i in range(len(x))]
     for seed in range(20):
         torch.manual_seed(seed)
-        target = torch.tensor([o.target for o in seen])
         maps = tile_masses(explain(CourseCNN().eval(), x, target, guided=False).heatmap)
         found = judge([as_if(o, tiles[None]) for o, tiles in zip(seen, maps, strict=True)])
         assert found.verdict != "points", seed
@@ -234,7 +234,7 @@ def test_the_same_call_says_the_same(corners):
 
 def test_what_is_asked_for_is_compared_with_the_default(network, digits):
     x = network.tensor([digit.image for digit in digits])
-    plan = make_plan(network.module, x[:1], "conv1", "gradcam", 1)
+    plan = make_plan(network.module, x[:1], layer="conv1", pad=1)
     assert plan.asked == Choice("conv1", "gradcam", 1)
     assert {name: (c.layer, c.method, c.pad) for name, c in plan.others.items()} == {
         DEFAULT: ("conv2", "gradcam", "auto"),
@@ -243,7 +243,7 @@ def test_what_is_asked_for_is_compared_with_the_default(network, digits):
         "method gradcam++": ("conv2", "gradcam++", "auto"),
         "method xgradcam": ("conv2", "xgradcam", "auto"),
     }  # fmt: skip
-    assert DEFAULT not in make_plan(network.module, x[:1], None, "gradcam", "auto").others
+    assert DEFAULT not in make_plan(network.module, x[:1]).others
     found = trust(network.module, x, layer="conv1", pad=1)
     assert any("the default" in sentence for sentence in found.sentences)
 
@@ -271,10 +271,11 @@ def test_too_few_pictures_or_labels_are_refused(n, labels, corners):
         trust(Upright(), corners[:n], labels=labels)
 
 
-@pytest.mark.parametrize("target", ["cat", [0, 1]])
-def test_a_target_that_is_no_class_of_each_picture_is_refused(target, corners):
-    with pytest.raises(InputError, match=r"is no class \(.*\); give one number, or one a picture"):
-        trust(Upright(), corners[:8], target=target)
+def test_a_target_that_is_no_class_of_each_picture_is_refused(corners):
+    with pytest.raises(InputError, match="target cat is no class"):
+        trust(Upright(), corners[:8], target="cat")
+    with pytest.raises(InputError, match=r"targets of shape \(2,\) were given for 8 pictures"):
+        trust(Upright(), corners[:8], target=[0, 1])
 
 
 def test_a_target_for_each_picture(corners):
@@ -282,3 +283,30 @@ def test_a_target_for_each_picture(corners):
     both = [trust(net, corners[:8], target=each) for each in (0, [0] * 8)]
     assert vars(both[0]) == vars(both[1])
     assert vars(trust(net, corners[:8], target=[0] * 7 + [1])) != vars(both[0])
+
+
+class OneNumber(Upright):
+    """The logit of class 0 alone."""
+
+    def forward(self, x):
+        return super().forward(x)[:, :1]
+
+
+def brightness(output):
+    return output[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "points"),
+    [
+        ("binary", None, True),  # all are of class 1
+        ("regression", "up:0", True),
+        ("regression", "down:0", False),
+        ("multilabel", 0, True),
+        ("embedding", torch.ones(1), False),
+        (None, brightness, True),
+    ],
+)
+def test_any_task_and_target_can_be_tried(task, target, points, corners):
+    found = trust(OneNumber().eval(), corners, target, layer="relu", task=task)
+    assert (found.verdict == "points") == points

@@ -99,7 +99,7 @@ def test_what_is_said_of_other_layers_pads_and_methods():
 # ------------------------------------------------------------------------------- a whole judgement
 
 
-def observed(seed, noise, label=None):
+def observed(seed, noise, correct=None):
     """Weights of the tiles, which the map knows, and other maps that know nothing."""
     random = torch.Generator().manual_seed(seed)
     sets, weights = draw_sets(random), torch.rand(16, generator=random)
@@ -108,11 +108,11 @@ def observed(seed, noise, label=None):
         "box", EDGES, "redrawn", DEFAULT, "layer conv1", "pad 0")}  # fmt: skip
     own = {name: each.flatten(1) for name, each in displaced(weights.view(1, 4, 4)).items()}
     maps |= own | {DEFAULT: weights[None]}
-    return Observation(sets, 5.0, falls, maps, 3, 3, label)
+    return Observation(sets, 5.0, falls, maps, correct)
 
 
 def test_a_judgement():
-    found = judge([observed(seed, 0.2, seed % 4) for seed in range(40)])
+    found = judge([observed(seed, 0.2, seed % 4 == 3) for seed in range(40)])
     assert found.verdict == "points"
     assert (found.pictures, found.sets, found.labelled, found.correct) == (40, 24, 40, 10)
     first, box, edges, redrawn, default, others, counts = found.sentences

@@ -401,8 +401,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "script: class: the least likely one": (SCRIPT, "y.argmax(1)", "y.argmin(1)"),
     "trust: a risen logit counts as a fall": (
-        TRIALS, "y_c - covered_logits(plan, x, c, fill, sets)",
-        "(y_c - covered_logits(plan, x, c, fill, sets)).abs()",
+        TRIALS, "own.y_c - covered_scores(plan, x, target, fill, sets)",
+        "(own.y_c - covered_scores(plan, x, target, fill, sets)).abs()",
     ),
     "trust: what is covered is what is not": (
         TRIALS, "torch.where(mask, fill, x)", "torch.where(mask, x, fill)",

@@ -35,6 +35,7 @@ class Explanation:
 
     logits: Any  # (B, C) before any softmax or sigmoid; where none are found, what came out
     target: Tensor | None  # (B,) the class c that is explained; None: a score of no class
+    y_c: Tensor  # (B,) its score, of which the maps are made
     target_name: str  # up or down, like ..., or a function's; of a class nothing
     task: str  # one of TASKS; none where only a function knows what comes out
     undone: str  # the softmax or sigmoid at the network's end
@@ -229,7 +230,7 @@ def answer(output: Any, ending: Ending | None, score: Score) -> dict[str, Any]:
     logits = detached(output) if ending is None else ending.y.detach()
     task, undone = ("", "") if ending is None else (ending.task, ending.undone)
     return {"logits": logits, "task": task, "undone": undone, "target": score.target,
-            "target_name": score.name, "likeness": score.likeness}
+            "y_c": score.y_c.detach(), "target_name": score.name, "likeness": score.likeness}
 
 
 def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ RELIABLE = 0.6  # from here on a picture's score is more than chance
 
 DECIDING = {FLAT: "a flat map", ANOTHER: "another picture's", MIRRORED: "their mirror image",
             MOVED: "themselves moved"}
+POINT = "point at what the network uses"
+BUT_EDGES = ", but not better than the picture's edges"
 BESIDE = {BOX: ("a box in the middle", "does"), EDGES: ("the edges of the picture", "do"),
           REDRAWN: ("a network of freshly drawn weights", "does")}
 
@@ -71,7 +73,7 @@ def judge(observations: Sequence[Observation]) -> Trust:
     default = scores.get(DEFAULT, scores[OWN])
     others = {name: score for name, score in scores.items() if " " in name}
     default_minus = {name: intervals(default - score) for name, score in others.items()}
-    verdict, headline, sentence = decide(minus, N)
+    verdict, headline, sentence = decide(minus, N, minus[EDGES])
     if not any(map(responds, observations)):
         verdict, headline = "no response", "The network does not respond"
         sentence = "the network does not respond to what is covered"
@@ -98,13 +100,15 @@ def judge(observations: Sequence[Observation]) -> Trust:
 # -------------------------------------------------------------------------------------- the words
 
 
-def decide(gains: dict[str, Intervals], N: int) -> tuple[str, str, str]:
+def decide(gains: dict[str, Intervals], N: int,
+           edges: Intervals | None = None) -> tuple[str, str, str]:
     """The verdict, its headline and its sentence, from the gains over the deciding controls."""
     gains = {name: gains[name] for name in DECIDING}
     if N >= FEWEST and all(is_above(gain, EPS) for gain in gains.values()):
-        by = [f"{DECIDING[name]} by {weaker(gain)}" for name, gain in gains.items()]
-        return ("points", "These maps point at what the network uses",
-                f"these maps point at what the network uses: better than {', '.join(by)}")
+        by = ", ".join(f"{DECIDING[name]} by {weaker(gain)}" for name, gain in gains.items())
+        # A random network finds what there is to see, too, on pictures with little else.
+        but = "" if edges is None or is_above(edges, EPS) else BUT_EDGES
+        return ("points", f"These maps {POINT}{but}", f"these maps {POINT}{but}: better than {by}")
     if N >= FEWEST and (equal := [name for name, gain in gains.items() if is_below(gain, DELTA)]):
         *most, last = (DECIDING[name] for name in equal)
         words = f"{', '.join(most)} or {last}" if most else last

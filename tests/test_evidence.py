@@ -343,6 +343,7 @@ def test_a_folder_without_the_networks_gets_one_line(like_mnist, tmp_path, capsy
 
 KEPT = json.loads(evidence_plots.KEPT.read_text())
 PAGE = evidence_plots.PAGE.read_text()
+README = evidence_plots.ROOT / "README.md"
 
 
 def test_the_page_has_the_table_of_the_study():
@@ -354,6 +355,25 @@ def found(*path, digits=2):
     for word in path:
         value = value[word]
     return f"{value[0] if isinstance(value, list) else value:.{digits}f}"
+
+
+def test_the_page_has_the_verdicts_of_the_study():
+    assert evidence_plots.verdicts(KEPT) in PAGE
+
+
+def test_the_pages_count_the_verdicts():
+    page, readme = (" ".join(text.split()) for text in (PAGE, README.read_text()))
+    counts = [evidence_plots.accepted(each, confusion.WRONG) for each in KEPT["trust"].values()]
+    called_right, wrong = map(sum, zip(*counts, strict=True))
+    assert f"Of {wrong:,} judgements of wrong maps, {called_right} called them right" in page
+    assert f"of {wrong:,} judgements of maps that were made wrong, {called_right} called" in readme
+    at_full = {name: each["verdicts"]["default"][str(each["pictures"])]
+               for name, each in KEPT["trust"].items()}  # fmt: skip
+    points = sum("points" in of for of in at_full.values())
+    assert f"the own maps of {points} of {len(at_full)} networks are accepted" in page
+    for each in KEPT["trust"].values():  # none of the wrong with all of the pictures
+        for name in confusion.WRONG:
+            assert "points" not in each["verdicts"][name][str(each["pictures"])], name
 
 
 SEEDS, PHOTOS, RESNET = "course, other seeds", "SqueezeNet, pasted pairs", "ResNet-32, CIFAR-10"

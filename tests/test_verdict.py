@@ -46,6 +46,16 @@ def test_the_rule(given, verdict):
     assert decide(gains(**given), FEWEST - 1)[0] == "cannot tell"
 
 
+@pytest.mark.parametrize("edges", [gain(-0.1, 0.05), gain(0, 0.04), gain(0.1, 0.09)])
+def test_maps_that_are_not_better_than_edges_are_told_so_at_once(edges):
+    verdict, headline, sentence = decide(gains(), 40, edges)
+    assert verdict == "points"
+    words = "hese maps point at what the network uses, but not better than the picture's edges"
+    assert headline == f"T{words}"
+    assert sentence.startswith(f"t{words}: better than a flat map by 0.30")
+    assert decide(gains(), 40, gain(0.2, 0.1)) == decide(gains(), 40)
+
+
 def test_the_words():
     assert decide(gains(another=gain(0.2, 0.1, blur=0.15)), 40)[1:] == (
         "These maps point at what the network uses",

@@ -150,8 +150,8 @@ def sentence_beside(words: str, does: str, gain: Intervals) -> str:
 
 def sentence_of_others(gains: dict[str, Intervals]) -> str:
     """Which of the other layers, pads and methods do better."""
-    better = [f"{name} does better by {weaker(gain)}" for name, gain in gains.items()
-              if is_above(gain, EPS)]
+    better = [f"the default with {name} does better by {weaker(gain)}"
+              for name, gain in gains.items() if is_above(gain, EPS)]
     return "; ".join(better) or f"none of {', '.join(gains)} does better"
 
 

@@ -101,7 +101,8 @@ def test_what_is_said_of_a_control_beside(given, sentence):
 
 def test_what_is_said_of_other_layers_pads_and_methods():
     others = {"pad 0": gain(-0.2, 0.1), "layer conv1": gain(0.1, 0.05)}
-    assert sentence_of_others(others) == "layer conv1 does better by 0.10 (0.05 to 0.15)"
+    assert sentence_of_others(others) == (
+        "the default with layer conv1 does better by 0.10 (0.05 to 0.15)")  # fmt: skip
     assert sentence_of_others({"pad 0": others["pad 0"], "pad 1": gain(0.05, 0.1)}) == (
         "none of pad 0, pad 1 does better")  # fmt: skip
 

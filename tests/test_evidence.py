@@ -443,6 +443,11 @@ def test_what_the_words_claim_is_so():
     assert max(pads, key=lambda pad: pads[pad]["own"]) == "3"
     deletion = KEPT["faithfulness"][SEEDS]["gradcam"]["pad 3"]["deletion"]
     assert deletion["minus all ones"][2] < 0  # the whole interval
+    assert f"less, by {-deletion['minus all ones'][0]:.2f}, because" in " ".join(PAGE.split())
+    harms = [KEPT["faithfulness"][who]["gradcam"][pad]["deletion"]["minus all ones"]
+             for who, pad in ((RESNET, "pad 0"), ("SqueezeNet, ImageNet", "pad 0.5"))]  # fmt: skip
+    assert min(low for _, low, _ in harms) > 0
+    assert "lot: by {:.2f} and {:.2f}.".format(*(mean for mean, *_ in harms)) in PAGE
     sanity = KEPT["sanity"][SEEDS]["gradcam"]
     assert abs(sanity["fc2"][0] - sanity["another picture"][0]) < 0.02
     resnet = KEPT["placement"][RESNET]["pad"]

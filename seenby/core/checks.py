@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from seenby.errors import InputError, is_out_of_memory, message_of
 
@@ -52,7 +53,7 @@ def require_network(modules: Sequence[nn.Module]) -> None:
                              "floating point that it was made from")
         if issubclass(kind, torch.fx.GraphModule) and is_exported(module):
             raise InputError(f"the network is exported, and calls none of its layers; {ORIGINAL}")
-        if issubclass(kind, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        if issubclass(kind, LazyModuleMixin) and module.has_uninitialized_params():
             raise InputError("the network has lazy layers, which have no weights yet; call it once "
                              "with x, or load its weights, and explain it then")
     if any(tensor.is_inference() for module in modules for tensor in

@@ -84,21 +84,21 @@ def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
     A network may fill a cache in eval mode, which would lack the weights' graph ever after, or
     hold on to weights that are loaded anew.
     """
-    before: list[tuple[Any, Any]] = []
-    for module in modules:
-        attributes = vars(module)
-        before.append((attributes, attributes.copy()))
-        before += [(value, value.copy()) for value in attributes.values()
-                   if isinstance(value, (dict, list, set))]
-    return before
+    containers = [value for module in modules
+                  for value in (vars(module), *vars(module).values())
+                  if isinstance(value, (dict, list, set))]
+    # Most are empty, and need no copy: of ResNet-50's 2400, all but 500.
+    return [(container, container and container.copy()) for container in containers]
 
 
 def restore(before: Iterable[tuple[Any, Any]]) -> None:
     """Undo what changed since the snapshot, in place; what did not change is not touched."""
     for container, content in before:
-        if (not container and not content) or is_same(container, content):
+        if content is container:  # it was empty
+            container.clear()
+        elif is_same(container, content):
             continue
-        if isinstance(container, list):
+        elif isinstance(container, list):
             container[:] = content
         elif isinstance(container, set):
             container &= content

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from seenby.core.explanation import explain
 from seenby.core.layers import layer_name
@@ -115,8 +116,9 @@ def with_layer_and_classes(network: Network, layer: str | None, class_names: Seq
     with as_input_error(f"{name} can't take pictures of {len(mean)} x {H} x {W}",
                         "give --size, --mean and --std as in its training"):
         # Noise, as of a black picture ReLUs may leave nothing.
-        noise = Image.effect_noise((W, H), 64).convert(preprocessing.mode)
-        x = network.tensor([noise])
+        x = network.tensor([Image.effect_noise((W, H), 64).convert(preprocessing.mode)])
+        if any(isinstance(module, LazyModuleMixin) for module in network.module.modules()):
+            network.module(x)  # of which lazy layers learn their sizes
         target = Like(embedding_of(network.module, x)) if task == "embedding" else None
         explanation = explain(network.module, x, target, layer, guided=False, task=task)
     # A segmentation's shares tell of its classes; its logits would, but for a single one.

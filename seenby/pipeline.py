@@ -28,7 +28,7 @@ from seenby.machine import Ranks, keep_freed_memory, return_freed_memory
 from seenby.outputs.figure import draw_grid
 from seenby.outputs.record import run_record
 from seenby.outputs.store import STEM, OutputFolder, Result
-from seenby.outputs.summary import Tally, layer_table, summary
+from seenby.outputs.summary import Tally, layer_table, skipped_lines, summary
 from seenby.settings import Settings
 from seenby.trial_run import try_maps
 
@@ -218,8 +218,8 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
     """Write the figure and the record of the run, and say what was done; trust: try_maps'."""
     settings, output, (sentences, more) = run.settings, run.output, trust
     if tally.total != run.total and settings.pick == "all":
-        tally.skipped.append(f"the pictures changed while they were read: {run.total} were listed, "
-                             f"{tally.total} are in the table; run it again")
+        tally.skipped.insert(0, f"the pictures changed while they were read: {run.total} were "
+                                f"listed, {tally.total} are in the table; run it again")
     if settings.save_maps:
         output.remove_other_maps()
     pictures, explanations = zip(*columns, strict=True)
@@ -228,8 +228,8 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
     output.save_json("run.json", run_record(settings.results(), run.network, explanations[0],
                                             settings.pad, tally))
     shutil.rmtree(output.parts)
-    for note in tally.skipped:
-        warn(f"skipped: {note}")
+    for line in skipped_lines(tally.skipped):
+        warn(line)
     if not settings.quiet:
         print(summary(
             run.network, explanations[0], settings.pad, tally, seconds=seconds,

@@ -1,5 +1,6 @@
 """What a run says at its end, and the table of layers."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from seenby.outputs.summary import (
     each_axis,
     nothing_explained,
     pad_sentence,
+    skipped_lines,
     summary,
 )
 from seenby.outputs.table import explained_row, skipped_row, unpicked_row
@@ -222,6 +224,22 @@ def test_why_nothing_is_explained():
     error = nothing_explained(Tally(skipped=["a; give b", "c", "d"]), "correct")
     assert str(error) == "a; give b (and 2 more that can't be read)"
     assert isinstance(error, InputError)
+
+
+def test_many_skipped_pictures_are_counted(digit_folder, tmp_path):
+    assert skipped_lines(["a", "b"]) == ["skipped: a", "skipped: b"]
+    assert skipped_lines(["a"] * 20) == ["skipped: a"] * 20
+    assert skipped_lines(["a"] * 22) == [*["skipped: a"] * 20, "and 2 more, see status in the table"]
+    (data := tmp_path / "data").mkdir()
+    shutil.copy(digit_folder / "5" / "image_5.png", data)
+    for i in range(50):
+        (data / f"bad{i:02}.png").write_bytes(b"no picture")
+    code, _, err = course_run(tmp_path / "out", data)
+    lines = err.splitlines()
+    assert (code, len(lines)) == (1, 21)
+    assert lines[19].startswith(f"seenby: skipped: {data}/bad19.png is not an image")
+    assert lines[20] == "seenby: and 30 more, see status in the table"
+    assert [row["status"] for row in table_in(tmp_path / "out")].count("skipped") == 50
 
 
 # ---------------------------------------------------------------------------- the table of layers

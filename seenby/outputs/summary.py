@@ -74,6 +74,13 @@ def nothing_explained(tally: Tally, pick: str) -> InputError:
     return InputError(first + (f" (and {len(others)} more that can't be read)" if others else ""))
 
 
+def skipped_lines(skipped: list[str], most: int = 20) -> list[str]:
+    """Why pictures were skipped, a line for each of the first ones; the table has them all."""
+    more = len(skipped) - most
+    lines = [f"skipped: {note}" for note in skipped[:most]]
+    return lines + [f"and {more} more, see status in the table"] * (more > 0)
+
+
 def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
             columns: int, per_picture: int, written: str, trust: Sequence[str] = ()) -> str:
     """The account of a run; trust: the sentences of --trust.

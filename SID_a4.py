@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import json
 import re
 import signal
@@ -29,7 +30,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageFilter, ImageOps, _imaging
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
@@ -89,8 +89,7 @@ def normalised(images: Sequence[Image.Image]) -> Tensor:
 PAD = 3  # 2j + 1, so j = i + 3: with (14 - 8) / 2 zeros on each side it lies where it looked.
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """What the network looked at in B pictures (B, 1, H, W)."""
 
     logits: Tensor  # (B, 10) y, before any softmax
@@ -497,4 +496,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Pillow's and matplotlib's, of odd files and names
+    getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", bool)(None)  # libtiff's, too
     sys.exit(main())

@@ -236,6 +236,37 @@ def test_a_run_calls_no_ghostscript(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def damaged_tiff(path):
+    """A TIFF that Pillow hands to libtiff, which writes to standard error what is wrong with it."""
+    grey(np.random.default_rng(0).integers(0, 256, (99, 99))).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    for at in range(100, len(content) - 400, 37):
+        content[at] ^= 0x55
+    path.write_bytes(content)
+
+
+def test_libtiff_writes_no_lines_of_its_own(tmp_path, capfd):
+    damaged_tiff(tmp_path / "a.tif")
+    (picture,) = read_pictures([tmp_path / "a.tif"], DIGITS)
+    assert picture.note.startswith(f"{tmp_path}/a.tif is truncated or broken (decoder error ")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_one_line_for_each_damaged_tiff_also_from_workers(tmp_path, workers):
+    """In a process that has read no picture before."""
+    (folder := tmp_path / "folder").mkdir()
+    grey(RAMP).save(folder / "whole.png")
+    for i in range(8):
+        damaged_tiff(folder / f"{i}.tif")
+    words = ["--batch-size", "1", "--workers", workers, "--quiet", "--out", f"{tmp_path}/out"]
+    done = subprocess.run([sys.executable, "-m", "seenby", str(folder), *words, *COURSE],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert [line[:17] for line in done.stderr.splitlines()] == ["seenby: skipped: "] * 8
+
+
 # ------------------------------------------------------------------------------ folders, names
 
 

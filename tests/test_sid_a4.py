@@ -392,7 +392,7 @@ def column(net, digits):
 
     def changed(label="1", **change):
         explanation = explain(net, normalised([digits[1].image]))
-        fields = vars(explanation) | change
+        fields = explanation._asdict() | change
         return [Picture("image_1", digits[1].image, label)], type(explanation)(**fields)
 
     return changed

@@ -263,6 +263,21 @@ def test_ghostscript_is_never_started_under_any_suffix(tmp_path):
     assert (tmp_path / "called").exists()  # the stand-in would have been
 
 
+@pytest.mark.slow
+def test_libtiff_writes_no_lines_of_its_own(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99))
+    grey(noise).save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    for at in range(100, len(content) - 400, 37):
+        content[at] ^= 0x55
+    (tmp_path / "a.tif").write_bytes(content)
+    done = subprocess.run([sys.executable, HERE / "SID_a4.py", tmp_path, "--out", tmp_path / "out"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    start = f"SID_a4.py: error: {tmp_path}/a.tif can't be read (decoder error "
+    assert (done.returncode, done.stderr[: len(start)]) == (2, start)
+    assert done.stderr.count("\n") == 1
+
+
 # ------------------------------------------------------------------------------ folders, names
 
 

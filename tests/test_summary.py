@@ -229,7 +229,8 @@ def test_why_nothing_is_explained():
 def test_many_skipped_pictures_are_counted(digit_folder, tmp_path):
     assert skipped_lines(["a", "b"]) == ["skipped: a", "skipped: b"]
     assert skipped_lines(["a"] * 20) == ["skipped: a"] * 20
-    assert skipped_lines(["a"] * 22) == [*["skipped: a"] * 20, "and 2 more, see status in the table"]
+    more = "and 2 more, see status in the table"
+    assert skipped_lines(["a"] * 22) == [*["skipped: a"] * 20, more]
     (data := tmp_path / "data").mkdir()
     shutil.copy(digit_folder / "5" / "image_5.png", data)
     for i in range(50):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 from torch import Tensor
 
 from seenby.errors import InputError, as_input_error, message_of, one_line
@@ -152,6 +154,7 @@ def open_image(path: Path) -> Image.Image:
 
     fix = "give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture"
     image: Image.Image
+    silence_libtiff()
     with as_input_error(describe, fix), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"{path} is too large, {image.width} x {image.height} pixels; give at "
@@ -164,6 +167,17 @@ def open_image(path: Path) -> Image.Image:
         image = Image.new("RGB", transparent.size, "white")
         image.paste(transparent, mask=transparent)
     return to_mode(image, "L" if image.mode in ("1", "L") else "RGB")
+
+
+@cache
+def silence_libtiff() -> None:
+    """What it finds wrong it would write to standard error itself, and Pillow raises it as well.
+
+    Its handler is taken away in the library that Pillow is linked with, for the whole process: to
+    catch what comes by file descriptor 2 would catch other threads' lines, too.
+    """
+    with suppress(AttributeError, OSError):  # linked in such a way that it can't be found
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
 def scale_to_8_bits(image: Image.Image, path: Path) -> Image.Image:

@@ -21,6 +21,7 @@ import argparse
 import csv
 import ctypes
 import json
+import logging
 import re
 import signal
 import sys
@@ -91,7 +92,6 @@ PAD = 3  # 2j + 1, so j = i + 3: with (14 - 8) / 2 zeros on each side it lies wh
 
 class Explanation(NamedTuple):
     """What the network looked at in B pictures (B, 1, H, W)."""
-
     logits: Tensor  # (B, 10) y, before any softmax
     target: Tensor  # (B,) the class c that is explained
     A: Tensor  # (B, K, u, v) the maps of the explained layer
@@ -197,7 +197,6 @@ def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
 
 class Picture(NamedTuple):
     """A digit as the network sees it, 28 x 28 and grey; where image is None, note says why."""
-
     name: str
     image: Image.Image | None
     label: str = ""
@@ -496,5 +495,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Pillow's and matplotlib's, of odd files and names
-    getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", bool)(None)  # libtiff's, too
+    logging.disable()  # and what they log, and what libtiff writes: each line is to be our own
+    getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", bool)(None)
     sys.exit(main())

@@ -245,6 +245,26 @@ def damaged_tiff(path):
     path.write_bytes(content)
 
 
+def tiff_of_many_samples(path):
+    """Of which Pillow logs that they are too many."""
+    entries = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (273, 8), (277, 60_000), (278, 4),
+               (279, 16)]  # fmt: skip
+    packed = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(99))
+
+
+@pytest.mark.slow
+def test_pillow_logs_no_lines(tmp_path):
+    """In a process of its own: pytest listens to what is logged."""
+    tiff_of_many_samples(tmp_path / "a.tif")
+    code = ("import sys; from seenby import Preprocessing, read_pictures\n"
+            "print(*(p.note for p in read_pictures(sys.argv[1:], Preprocessing())))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], capture_output=True,
+                          text=True, check=True)  # fmt: skip
+    assert f"{tmp_path}/a.tif is not an image; give " in done.stdout
+    assert done.stderr == ""
+
+
 def test_libtiff_writes_no_lines_of_its_own(tmp_path, capfd):
     damaged_tiff(tmp_path / "a.tif")
     (picture,) = read_pictures([tmp_path / "a.tif"], DIGITS)

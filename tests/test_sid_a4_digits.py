@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -264,18 +265,24 @@ def test_ghostscript_is_never_started_under_any_suffix(tmp_path):
 
 
 @pytest.mark.slow
-def test_libtiff_writes_no_lines_of_its_own(tmp_path):
+def test_neither_libtiff_nor_pillow_writes_lines_of_its_own(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (99, 99))
     grey(noise).save(tmp_path / "a.tif", compression="tiff_lzw")
     content = bytearray((tmp_path / "a.tif").read_bytes())
-    for at in range(100, len(content) - 400, 37):
+    for at in range(100, len(content) - 400, 37):  # libtiff will find it damaged
         content[at] ^= 0x55
     (tmp_path / "a.tif").write_bytes(content)
-    done = subprocess.run([sys.executable, HERE / "SID_a4.py", tmp_path, "--out", tmp_path / "out"],
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    start = f"SID_a4.py: error: {tmp_path}/a.tif can't be read (decoder error "
-    assert (done.returncode, done.stderr[: len(start)]) == (2, start)
-    assert done.stderr.count("\n") == 1
+    tags = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (273, 8), (277, 60_000), (278, 4),
+            (279, 16)]  # fmt: skip
+    packed = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    many = b"II*\0" + struct.pack("<IH", 8, len(tags)) + packed + bytes(99)
+    (tmp_path / "b.tif").write_bytes(many)  # Pillow logs that it has too many samples
+    for name, words in (("a", "(decoder error "), ("b", "(cannot identify image file ")):
+        command = [sys.executable, HERE / "SID_a4.py", tmp_path / f"{name}.tif", "--out", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        start = f"SID_a4.py: error: {tmp_path}/{name}.tif can't be read {words}"
+        assert (done.returncode, done.stderr[: len(start)]) == (2, start)
+        assert done.stderr.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------ folders, names

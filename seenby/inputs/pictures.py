@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,7 +155,7 @@ def open_image(path: Path) -> Image.Image:
 
     fix = "give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture"
     image: Image.Image
-    silence_libtiff()
+    silence_decoders()
     with as_input_error(describe, fix), Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"{path} is too large, {image.width} x {image.height} pixels; give at "
@@ -170,12 +171,13 @@ def open_image(path: Path) -> Image.Image:
 
 
 @cache
-def silence_libtiff() -> None:
-    """What it finds wrong it would write to standard error itself, and Pillow raises it as well.
+def silence_decoders() -> None:
+    """What Pillow and libtiff find wrong is raised, and they need not write it down as well.
 
-    Its handler is taken away in the library that Pillow is linked with, for the whole process: to
+    libtiff's handler is taken away in the library that Pillow is linked with, for the process: to
     catch what comes by file descriptor 2 would catch other threads' lines, too.
     """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it logs to standard error
     with suppress(AttributeError, OSError):  # linked in such a way that it can't be found
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 

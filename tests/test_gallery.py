@@ -20,7 +20,7 @@ import pytest
 from course import COURSE, ROOT
 from PIL import Image
 
-from seenby import gallery
+from seenby import gallery, written_run
 from seenby.command_line import main
 from seenby.errors import InputError
 from seenby.outputs.figure import percent as percent_of
@@ -70,7 +70,7 @@ def drawn(folder, *names, folders=("overlays", "raw")):
 
 
 def cards(folder):
-    run = gallery.WrittenRun(gallery.find_table(folder))
+    run = written_run.WrittenRun(gallery.find_table(folder))
     return [run.card(rows) for rows in run.groups.values()]
 
 
@@ -129,7 +129,7 @@ def single(tmp_path_factory, digit_folder):
 
 
 def test_cards_are_the_rows_of_the_table(out):
-    run = gallery.WrittenRun(out / "seenby.csv")
+    run = written_run.WrittenRun(out / "seenby.csv")
     rows = rows_in(out)
     assert len(rows) == len(run.groups) == 162
     for each in rows:
@@ -138,13 +138,13 @@ def test_cards_are_the_rows_of_the_table(out):
         assert card["empty"] == (NO_EVIDENCE in each["note"])
         if each["image"] == "broken":
             assert card["state"] == "skipped"
-            assert card["probability"] is None
+            assert card["probabilities"] == []
             assert not card["raw"]
             assert card["notes"][0].endswith("is not an image; give a whole PNG, JPEG, GIF, BMP, "
                                              "TIFF or WebP picture")  # fmt: skip
             continue
         assert card["state"] == ("right" if each["label"] == each["predicted"] else "wrong")
-        assert card["probability"] == float(each["predicted_probability"])
+        assert card["probabilities"] == [float(each["predicted_probability"])]
         assert card["raw"] == f"raw/{each['image']}.png"
         (one,) = card["maps"]
         assert one["probability"] == float(each["target_probability"])
@@ -154,7 +154,7 @@ def test_cards_are_the_rows_of_the_table(out):
 
 def test_the_head_says_what_the_summary_says(tmp_path, capsys, digit_folder):
     main([str(digit_folder), "--out", str(tmp_path), *COURSE])
-    run = gallery.WrittenRun(tmp_path / "seenby.csv")
+    run = written_run.WrittenRun(tmp_path / "seenby.csv")
     words = run.accuracy()
     assert words == "8 of 8 with a label are right (100.0%)"
     assert f"accuracy  {words}" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_pictures_that_were_not_picked_are_no_cards_but_count(shaky, tmp_path, c
     }
     right = sum(row["label"] == row["predicted"] for row in rows)
     of = sum(bool(row["label"] and row["predicted"]) for row in rows)
-    run = gallery.WrittenRun(tmp_path / "seenby.csv")
+    run = written_run.WrittenRun(tmp_path / "seenby.csv")
     assert run.accuracy() == f"{right} of {of} with a label are right ({right / of:.1%})"
     assert f"accuracy  {run.accuracy()}" in said
     assert ("Not picked", f"{len(unpicked)}, which count for the accuracy alone", "") in [
@@ -199,9 +199,9 @@ def test_a_run_with_gallery_has_every_panel_of_every_target(full):
     rows = rows_in(full)
     assert len(rows) == 16
     page = (full / "index.html").read_text()
-    content = json.loads(re.search(r'id="run">(.*?)</script>', page)[1])
-    assert [card["name"] for card in content["pictures"]] == [f"image_{n}" for n in range(4)]
-    for n, card in enumerate(content["pictures"]):
+    pictures = json.loads(re.search(r'id="pictures">(.*?)</script>', page)[1])
+    assert [card["name"] for card in pictures] == [f"image_{n}" for n in range(4)]
+    for n, card in enumerate(pictures):
         of = {row["target_index"]: row for row in rows if row["image"] == f"image_{n}"}
         assert [one["target"] for one in card["maps"]] == list(of)  # 3 and 3 are one map
         for one in card["maps"]:
@@ -286,7 +286,7 @@ def test_the_words_of_the_notes_are_those_of_a_run(digit_folder, tmp_path):
 
 def test_names_are_in_the_order_of_their_numbers():
     names = ["b1", "a10", "a9", "A2", "10", "9", "a"]
-    assert sorted(names, key=gallery.natural) == ["9", "10", "a", "A2", "a9", "a10", "b1"]
+    assert sorted(names, key=written_run.natural) == ["9", "10", "a", "A2", "a9", "a10", "b1"]
 
 
 def test_each_row_finds_its_own_overlay(tmp_path):
@@ -329,8 +329,8 @@ def test_a_map_that_was_asked_for_twice_is_shown_once(tmp_path):
 @pytest.mark.parametrize("cell", ["nan", "inf", "-1", "1e9", "x", ""])
 def test_a_probability_that_is_none_is_left_out(tmp_path, cell):
     (card,) = cards(table(tmp_path, [row("a", probability=cell)]))
-    assert card["probability"] is card["maps"][0]["probability"] is None
-    gallery.page(gallery.WrittenRun(tmp_path / "seenby.csv"))  # JSON has no nan
+    assert (card["probabilities"], card["maps"][0]["probability"]) == ([], None)
+    gallery.page(written_run.WrittenRun(tmp_path / "seenby.csv"))  # JSON has no nan
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,6 @@ def test_a_card_has_the_third_that_trust_put_it_in(trust, thirds, tmp_path):
         (",".join(COLUMNS[:-1]).encode() + b"\na\n", "it has no column note"),
         (",".join(COLUMNS).encode() + b"\n", "it has no rows"),
         (",".join(COLUMNS).encode() + b"\n\xff\xfe,1\n", "invalid start byte"),
-        (",".join(COLUMNS).encode() + b'\n"' + b"a" * 200_000 + b'"\n', "field larger than"),
     ],
 )
 def test_what_is_no_table_gets_one_line(tmp_path, capsys, content, says):
@@ -421,6 +420,78 @@ def contrast(one, other):
         parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         lights.append(0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2])
     return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_a_cell_of_a_megabyte_is_read(tmp_path):
+    before = csv.field_size_limit()
+    (card,) = cards(table(tmp_path, [row("a", label="long" * 250_000)]))
+    assert card["label"] == "long" * 250_000
+    assert csv.field_size_limit() == before
+
+
+MULTILABEL = [
+    row("a", "cat; dog", "cat; dog", "0.91; 0.83", target="cat", target_index="0"),
+    row("b", "cat; dog", "dog", "0.700000", target="dog", target_index="1"),
+    row("c", "(none)", "(none)", "", target="cat", target_index="0"),
+    row("d", "emu", "cat; emu", "0.51; 0.99", target="emu", target_index="2"),
+    row("e", "", "dog", "0.9", target="dog", target_index="1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [None, {"task": "multilabel", "classes": 4}])
+def test_several_labels_are_told_apart(tmp_path, record):
+    if record:
+        (tmp_path / "run.json").write_text(json.dumps(record))
+    found = cards(table(tmp_path, MULTILABEL))
+    assert [card["state"] for card in found] == ["right", "wrong", "right", "wrong", "unjudged"]
+    numbers = [[0.91, 0.83], [0.7], [], [0.51, 0.99], [0.9]]
+    assert [card["probabilities"] for card in found] == numbers
+    run = written_run.WrittenRun(tmp_path / "seenby.csv")
+    assert run.classes() == ["(none)", "cat", "dog", "emu"]
+    words = "2 of 4 with labels have all of them right (50.0%)"
+    # Of 16 labels two are wrong: the cat that b lacks, and the one that d is not.
+    assert run.accuracy() == words + ("; of single labels 87.5% are" if record else "")
+    assert ("Explained", "the most probable label", "") in [*run.settings()]
+
+
+def test_a_semicolon_in_the_name_of_a_single_class_is_kept(tmp_path):
+    rows = [row("a", "cat; tabby", "cat; tabby", "0.9")]
+    run = written_run.WrittenRun(table(tmp_path, rows) / "seenby.csv")
+    assert run.classes() == ["cat; tabby"]
+    assert run.accuracy() == "1 of 1 with a label are right (100.0%)"
+    rows.append(row("b", "(none)", "dog"))  # as a class may be called
+    (tmp_path / "run.json").write_text('{"task": "classes"}')
+    assert written_run.WrittenRun(table(tmp_path, rows) / "seenby.csv").classes() == [
+        "(none)", "cat; tabby", "dog",
+    ]  # fmt: skip
+
+
+def test_where_no_class_is_predicted_no_picture_is_wrong(tmp_path):
+    """A regression, and the likeness to another picture, with labels from folders."""
+    rows = [row("a", "7", "", "", target="up:age", target_index="up0"),
+            row("a", "7", "", "", target="down:age", target_index="down0")]  # fmt: skip
+    drawn(tmp_path, "a@up0", "a@down0", "b")
+    (card,) = cards(table(tmp_path, rows))
+    assert (card["state"], card["probabilities"]) == ("unjudged", [])
+    assert [one["target"] for one in card["maps"]] == ["up:age", "down:age"]
+    assert panels(card) == [[("overlay", f"overlays/a%40{way}0.png")] for way in ("up", "down")]
+    run = written_run.WrittenRun(tmp_path / "seenby.csv")
+    assert run.accuracy() == "no class is predicted"
+    assert ("Explained", "up:age, down:age", "") in [*run.settings()]
+    like = {"target": "like anna", "target_index": "", "target_probability": "-0.25"}
+    (card,) = cards(table(tmp_path, [row("b", predicted="", probability="") | like]))
+    (one,) = card["maps"]
+    assert (one["target"], one["probability"], one["cosine"]) == ("like anna", None, -0.25)
+    assert panels(card) == [[("overlay", "overlays/b.png")]]
+    assert written_run.WrittenRun(tmp_path / "seenby.csv").accuracy() == "no labels"
+
+
+@pytest.mark.parametrize("record", ["[" * 10**5, '{"task": [], "classes": "x"}', "\ufeff{", "3"])
+def test_a_record_that_is_none_is_as_if_it_were_not_there(tmp_path, record):
+    (tmp_path / "run.json").write_text(record, encoding="utf-8")
+    run = written_run.WrittenRun(table(tmp_path, MULTILABEL) / "seenby.csv")
+    assert run.accuracy().startswith("2 of 4 with ")
+    assert gallery.main([str(tmp_path)]) == 0
 
 
 def test_words_can_be_read_in_both_schemes():
@@ -505,7 +576,7 @@ def p(row):
 
 
 def name(row):
-    return gallery.natural(row["image"])
+    return written_run.natural(row["image"])
 
 
 def percent(cell):
@@ -1016,16 +1087,72 @@ def test_the_policy_of_the_page_forbids_all_else(browser, out):
 
 
 @pytest.mark.slow
-def test_ten_thousand_pictures(browser, tmp_path):
+def test_several_labels_in_the_browser(browser, tmp_path):
+    drawn(tmp_path, *"abcde")
+    gallery.main([str(table(tmp_path, MULTILABEL))])
+    with opened(browser, tmp_path) as page:
+        assert named(page) == ["b", "d", "c", "a", "e"]  # by the label that is least sure
+        heads = page.locator("#grid .lines").all_inner_texts()
+        assert heads[0].split("\n") == ["70.0%dog", "✗ label cat; dog", "b"]
+        assert heads[2].split("\n") == ["(none)", "✓ label (none)", "c"]
+        assert heads[3].split("\n") == ["cat; dog", "✓ label cat; dog", "a"]
+        assert page.locator("#labels tbody tr").all_inner_texts() == [
+            "cat\t2\t2\t1", "(none)\t1\t1\t1", "dog\t2\t2\t2", "emu\t1\t1\t1",
+        ]  # fmt: skip
+        page.locator("#labels a[aria-label^='label cat:']").click()
+        assert sorted(named(page)) == ["a", "b"]
+        page.locator("#labels a[aria-label^='predicted cat:']").click()
+        assert sorted(named(page)) == ["a", "d"]
+        assert choice(page, "Predicted").locator("option").all_inner_texts() == [
+            "any", "(none)", "cat", "dog", "emu",
+        ]  # fmt: skip
+    for name, words in (("a", "predicted cat 91.0%, dog 83.0%; ✓ label cat; dog"),
+                        ("c", "predicted (none); ✓ label (none)"),
+                        ("e", "predicted dog, 90.0%")):  # fmt: skip
+        with opened(browser, tmp_path, f"#picture={name}") as page:
+            assert page.locator("#verdict").inner_text() == words
+
+
+@pytest.mark.slow
+def test_numbers_and_likenesses_in_the_browser(browser, tmp_path):
+    common = {"predicted": "", "probability": ""}
+    rows = [row("a", "7", target="up:age", target_index="up0", **common),
+            row("a", "7", target="down:age", target_index="down0", **common)]  # fmt: skip
+    gallery.main([str(table(tmp_path, rows))])
+    with opened(browser, tmp_path) as page:
+        assert page.locator("#grid .lines").inner_text().split("\n") == [
+            "up:age, down:age", "label 7", "a",
+        ]  # fmt: skip
+        assert choice(page, "Order").locator("option").all_inner_texts() == ["Name", "Class"]
+        assert not choice(page, "Predicted").is_visible()
+        page.locator("#grid button").click()
+        assert page.locator("#verdict").inner_text() == "label 7"
+        assert page.locator("dialog figcaption").all_inner_texts() == [
+            "Grad-CAM for up:age", "Grad-CAM for down:age",
+        ]  # fmt: skip
+    like = {"target": "like anna", "target_index": "", "target_probability": "-0.25"}
+    gallery.main([str(table(tmp_path, [row("b", **common) | like]))])
+    with opened(browser, tmp_path, "#picture=b") as page:
+        assert page.locator("dialog figcaption").all_inner_texts() == [
+            "Grad-CAM for like anna, cosine -0.250",
+        ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_pictures(browser, tmp_path):
     rows = [
-        row(f"p{i}", str(i % 10), str((i * 7 + i // 97) % 10), f"{i / 10_000:.6f}")
-        for i in range(10_000)
+        row(f"p{i}", str(i % 10), str((i * 7 + i // 97) % 10), f"{i / 100_000:.6f}")
+        for i in range(100_000)
     ]
     table(tmp_path, rows)
-    drawn(tmp_path, "p0")
-    for i in range(1, 10_000):
-        os.link(tmp_path / "overlays" / "p0.png", tmp_path / "overlays" / f"p{i}.png")
+    drawn(tmp_path, "p0", "p50000")
+    for i in range(100_000):
+        if i % 50_000:  # no file may have more names
+            first = tmp_path / "overlays" / f"p{i // 50_000 * 50_000}.png"
+            os.link(first, tmp_path / "overlays" / f"p{i}.png")
+    before = time.process_time()
     gallery.main([str(tmp_path)])
+    assert time.process_time() - before < 10  # half of it, if nothing else runs
     with opened(browser, tmp_path) as page:
         until(page, "performance.getEntriesByName('first-contentful-paint').length")
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
@@ -1044,13 +1171,13 @@ def test_ten_thousand_pictures(browser, tmp_path):
             }
             return best;
         }""", changes)  # fmt: skip
-        assert max(times) < 100, times
+        assert max(times) < 300, times
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
-        until(page, "document.querySelector('#grid li:last-child .name')?.textContent === 'p9999'")
+        until(page, "document.querySelector('#grid li:last-child .name')?.textContent === 'p99999'")
         assert page.locator("#grid li").count() < 100
         last = page.locator("#grid li").last
         assert (last.get_attribute("aria-posinset"), last.get_attribute("aria-setsize")) == (
-            "10000", "10000",
+            "100000", "100000",
         )  # fmt: skip
 
 

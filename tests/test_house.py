@@ -16,9 +16,9 @@ import seenby
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "seenby"
 # From the roof to the ground: what stands here may import what stands beside it or below.
-ROOMS = ["__main__", "command_line", "gallery", "options", "option_types", "pipeline", "trial_run",
-         "batch", "trials", "verdict", "scores", "settings", "outputs", "inputs", "core", "machine",
-         "errors", ""]  # "": the package itself
+ROOMS = ["__main__", "command_line", "gallery", "written_run", "options", "option_types",
+         "pipeline", "trial_run", "batch", "trials", "verdict", "scores", "settings", "outputs",
+         "inputs", "core", "machine", "errors", ""]  # "": the package itself
 WINGS = ("outputs", "inputs", "core")
 
 

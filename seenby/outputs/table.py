@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from seenby.core.explanation import Explanation
 from seenby.core.methods import METHODS
@@ -141,13 +141,11 @@ def unescape_formula(cell: str) -> str:
     return cell[1:] if cell[:1] == "'" and cell[1:].startswith(FORMULA_PREFIXES) else cell
 
 
-def read_rows(table: Path) -> list[Row]:
-    """By the columns' names, whatever their order; others may stand beside them."""
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, strict=True)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise ValueError(f"it has no column {missing[0]}")
-        rows = [{name: unescape_formula(row[name] or "") for name in COLUMNS} for row in reader]
-    if not rows:
-        raise ValueError("it has no rows")
-    return rows
+@contextmanager
+def cells_of_any_length() -> Iterator[None]:
+    """While a table is read: a cell may be longer than the 131,072 characters that csv expects."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

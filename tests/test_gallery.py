@@ -1091,11 +1091,11 @@ def test_several_labels_in_the_browser(browser, tmp_path):
     drawn(tmp_path, *"abcde")
     gallery.main([str(table(tmp_path, MULTILABEL))])
     with opened(browser, tmp_path) as page:
-        assert named(page) == ["b", "d", "c", "a", "e"]  # by the label that is least sure
+        assert named(page) == ["b", "d", "a", "c", "e"]  # by the label that is least sure
         heads = page.locator("#grid .lines").all_inner_texts()
-        assert heads[0].split("\n") == ["70.0%dog", "✗ label cat; dog", "b"]
-        assert heads[2].split("\n") == ["(none)", "✓ label (none)", "c"]
-        assert heads[3].split("\n") == ["cat; dog", "✓ label cat; dog", "a"]
+        assert heads[0].split("\n") == ["70.0%", "dog", "✗ label cat; dog", "b"]
+        assert heads[2].split("\n") == ["cat; dog", "✓ label cat; dog", "a"]
+        assert heads[3].split("\n") == ["(none)", "✓ label (none)", "c"]
         assert page.locator("#labels tbody tr").all_inner_texts() == [
             "cat\t2\t2\t1", "(none)\t1\t1\t1", "dog\t2\t2\t2", "emu\t1\t1\t1",
         ]  # fmt: skip

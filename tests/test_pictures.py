@@ -287,6 +287,20 @@ def test_one_line_for_each_damaged_tiff_also_from_workers(tmp_path, workers):
     assert [line[:17] for line in done.stderr.splitlines()] == ["seenby: skipped: "] * 8
 
 
+def test_grey_that_is_premultiplied_is_read(read, tmp_path):
+    """As Photoshop writes it; Pillow reads it in a mode that it converts to no other but LA."""
+    image = Image.new("LA", (28, 28), (60, 100))
+    image.save(tmp_path / "a.tif")
+    content = (tmp_path / "a.tif").read_bytes()
+    extra = struct.pack("<HHIH", 338, 3, 1, 2)  # the second sample: opacity beside the grey
+    assert content.count(extra) == 1
+    (picture,) = read(content.replace(extra, struct.pack("<HHIH", 338, 3, 1, 1)), "b.tif")
+    with Image.open(tmp_path / "b.tif") as changed:
+        assert changed.mode == "La"
+    whole = 255 - 100 + 60  # over white
+    assert np.asarray(picture.image) == pytest.approx(whole, abs=1)
+
+
 # ------------------------------------------------------------------------------ folders, names
 
 

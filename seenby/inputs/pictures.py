@@ -161,8 +161,15 @@ def open_image(path: Path) -> Image.Image:
             raise InputError(f"{path} is too large, {image.width} x {image.height} pixels; give at "
                              f"most {MAX_PIXELS // 10**6} million")
         ImageOps.exif_transpose(image, in_place=True)
+        return to_opaque_8_bits(image, path)
+
+
+def to_opaque_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Grey (L) or colour (RGB), transparent parts white."""
     if image.mode[0] in "IF":
         image = scale_to_8_bits(image, path)
+    if image.mode == "La":  # premultiplied grey, which Pillow converts to nothing but LA
+        image = image.convert("LA")
     if image.has_transparency_data:
         transparent = to_mode(image, "RGBA")
         image = Image.new("RGB", transparent.size, "white")

@@ -182,15 +182,15 @@ def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
         raise InputError(f"weights {path}: {why}; give a file written by "
                          "torch.save(net.state_dict(), FILE) with --weights") from error
     layers = [name for name in ("conv1", "conv2", "fc1", "fc2") if has.get(f"{name}.weight")]
-    net = CourseCNN(**{name: min(999, len(state[f"{name}.weight"])) for name in layers})
+    net = CourseCNN(**{name: min(999, len(state[f"{name}.weight"])) or 1 for name in layers})
     needs = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     for key in [*needs, *has]:  # the first misfit is named
         there, here = has.get(key, "missing"), needs.get(key, "missing")
         if there != here:
             raise InputError(f"weights {path} are of another network: {key} is {there} in the "
                              f"file, {here} in the network; give weights of CourseCNN")
-        if not state[key].isfinite().all():
-            raise InputError(f"weights {path}: {key} holds NaN or infinity; train again")
+        if state[key].is_sparse or state[key].is_complex() or not state[key].isfinite().all():
+            raise InputError(f"weights {path}: {key} holds no plain, finite numbers; train again")
     net.load_state_dict(state)
     return net.eval()
 

@@ -16,6 +16,9 @@ PROGRAM = "seenby"  # every line on standard error begins with it
 class InputError(argparse.ArgumentTypeError, ValueError):
     """A mistake that the user can fix; of argparse's type, so that argparse keeps its words."""
 
+    def __init__(self, words: str) -> None:
+        super().__init__(one_line(words))
+
 
 @contextmanager
 def as_input_error(what: str | Callable[[BaseException], str], fix: str) -> Iterator[None]:

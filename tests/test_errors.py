@@ -100,3 +100,7 @@ def test_warnings_name_the_program_and_some_come_once(capsys, monkeypatch):
         warn_once("the same")
     warn_once("another")
     assert capsys.readouterr() == ("", "seenby: the same\nseenby: another\n")
+
+
+def test_a_mistake_is_told_in_one_line_whatever_it_names():
+    assert str(InputError("weights a.pth: x\n\ud800 is none")) == "weights a.pth: x \\ud800 is none"

@@ -85,8 +85,14 @@ def script():
     def read(path):
         return SID_a4.read_pictures([path])
 
+    def load(path):
+        try:
+            return SID_a4.load_network(path)
+        except SID_a4.InputError as problem:  # its main prints it so
+            raise SID_a4.InputError(" ".join(str(problem).split())) from problem
+
     return SimpleNamespace(
-        read=read, load=SID_a4.load_network, tensor=SID_a4.normalised, InputError=SID_a4.InputError
+        read=read, load=load, tensor=SID_a4.normalised, InputError=SID_a4.InputError
     )
 
 
@@ -367,6 +373,22 @@ def test_state_dicts_with_wrong_entries(folder, door, examples):
     def _(changes):
         torch.save(state | changes, folder / "wrong.pth")
         loaded(folder / "wrong.pth", door)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conv1.weight": torch.zeros(0, 1, 5, 5)},
+        {"conv1.weight": torch.zeros(10, 1, 5, 5, dtype=torch.complex64)},
+        {"conv1.weight": torch.zeros(10, 1, 5, 5).to_sparse()},
+        {"a\nkey": torch.ones(1)},
+        {"a\nkey": torch.ones(1, dtype=torch.complex64)},
+    ],
+    ids=["empty", "complex", "sparse", "newline", "complex newline"],
+)
+def test_entries_that_once_broke_it(folder, door, changes):
+    torch.save(torch.load(WEIGHTS, weights_only=True) | changes, folder / "wrong.pth")
+    assert not loaded(folder / "wrong.pth", door)
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -201,7 +201,8 @@ def fuzz(monkeypatch):
 def test_the_search_begins_with_what_both_doors_read(fuzz, monkeypatch):
     read, counts = fuzz.read, []
     monkeypatch.setattr(fuzz, "read", lambda *given: counts.append(read(*given)))
-    for kind, expected in (("json", [8]), ("weights", [2]), ("image", [2] * len(fuzz.SUFFIXES))):
+    for kind, expected in (("json", [8]), ("weights", [2]), ("image", [2] * len(fuzz.SUFFIXES)),
+                           ("names", [2, 2]), ("labels", [1]), ("table", [1])):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["fuzz.py", kind, "-runs=9"])
         counts.clear()
         fuzz.main()

@@ -125,7 +125,8 @@ class WrittenRun:
         cells = {row["image"]: (row["label"], row["predicted"]) for row in self.rows
                  if row["label"] and row["predicted"]}
         if not cells:
-            return "no class is predicted" if self.classes() else "no labels"
+            has_labels = any(row["label"] for row in self.rows)
+            return "no class is predicted" if has_labels else "no labels"
         right, seen = sum(label == said for label, said in cells.values()), len(cells)
         whose = "labels have all of them" if self.is_multilabel else "a label are"
         words = f"{right:,} of {seen:,} with {whose} right ({right / seen:.1%})"

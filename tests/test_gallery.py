@@ -484,6 +484,9 @@ def test_where_no_class_is_predicted_no_picture_is_wrong(tmp_path):
     assert (one["target"], one["probability"], one["cosine"]) == ("like anna", None, -0.25)
     assert panels(card) == [[("overlay", "overlays/b.png")]]
     assert written_run.WrittenRun(tmp_path / "seenby.csv").accuracy() == "no labels"
+    assert written_run.WrittenRun(table(tmp_path, [row("b")]) / "seenby.csv").accuracy() == (
+        "no labels"
+    )
 
 
 @pytest.mark.parametrize("record", ["[" * 10**5, '{"task": [], "classes": "x"}', "\ufeff{", "3"])

@@ -275,3 +275,12 @@ def test_text_of_every_kind_is_recorded(folder, tmp_path):
     assert (tmp_path / "some.json").read_text(encoding="utf-8") == (
         '{\n "name": "über",\n "path": "a/b",\n "type": "torch.float16"\n}\n'
     )
+
+
+def test_a_class_name_longer_than_csv_expects_of_a_cell(digit_folder, tmp_path):
+    names = [f"class {c}" for c in range(9)] + ["long " * 40_000]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    words = ("--class-names", tmp_path / "names.txt", "--target", "9", "--no-overlays", "--no-raw")
+    code, _, err = course_run(tmp_path / "out", digit_folder / "5", *words, "--panels", "raw")
+    assert (code, err) == (0, "")
+    assert "long " * 39_999 + "long" in (tmp_path / "out" / "seenby.csv").read_text()

@@ -31,7 +31,7 @@ from seenby.inputs.pictures import Picture
 from seenby.outputs.colors import Style, enlarged, overlay
 from seenby.outputs.figure import panel_array, panel_colors
 from seenby.outputs.summary import Tally, nothing_explained
-from seenby.outputs.table import COLUMNS, Row, escape_formulas, target_index
+from seenby.outputs.table import COLUMNS, Row, cells_of_any_length, escape_formulas, target_index
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,7 +131,8 @@ class OutputFolder:
     def read_parts(self) -> Iterator[tuple[int, list[Row]]]:
         """Batch by batch, the rows of a picture at a time."""
         for number in self.finished_batches():
-            with (self.parts / f"{number}.csv").open(newline="", encoding="utf-8") as file:
+            with (self.parts / f"{number}.csv").open(newline="", encoding="utf-8") as file, \
+                    cells_of_any_length():
                 table = csv.DictReader(file, COLUMNS)
                 for _, rows in itertools.groupby(table, itemgetter("image")):
                     yield number, list(rows)

@@ -130,7 +130,9 @@ def tensor_of(network: Network, pictures: Sequence[Picture]) -> Tensor:
 def to_cpu(explanations: list[Explanation]) -> list[Explanation]:
     """The same on the CPU, in one transfer: each one waits for all that a GPU has yet to do."""
     sent = {id(t): t for e in explanations for t in e.tensors().values()}
-    bytes_ = torch.cat([t.contiguous().flatten().view(torch.uint8) for t in sent.values()]).cpu()
+    # Of one number even a contiguous tensor may have any stride, with which it can't be viewed.
+    flat = (t.contiguous().as_strided((t.numel(),), (1,)) for t in sent.values())
+    bytes_ = torch.cat([t.view(torch.uint8) for t in flat]).cpu()
     parts = dict(zip(sent, bytes_.split([t.nbytes for t in sent.values()]), strict=True))
     # A clone begins at an address that any type of number may have.
     return [explanation.apply(lambda t: parts[id(t)].clone().view(t.dtype).view(t.shape))

@@ -278,7 +278,7 @@ def test_sizes():
         (["--targets", "3"], "unrecognized arguments: --targets 3; see --help"),
         (["--mea", "0.5"], "unrecognized arguments: --mea 0.5; see --help"),
         (["--target"], "argument --target: expected at least one argument; see --help"),
-        (["--out", ""], "argument --out: can't write to  (it has no name); give a folder you"),
+        (["--out", ""], "argument --out: can't write to (it has no name); give a folder you"),
         ([""], "argument IMAGES: an empty name does not exist; give picture files"),
         (["mnist:"], "argument IMAGES: mnist: does not exist; give picture files"),
     ],

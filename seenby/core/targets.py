@@ -166,5 +166,4 @@ def ranked_classes(rank: int, ending: Ending) -> Tensor:
         raise InputError(f"top:{rank + 1} was given; the network has {C} classes: give no more")
     if rank == 0:
         return ending.order.argmax(1)
-    ranks = ending.order.argsort(dim=1, descending=True, stable=True)
-    return ranks[:, rank].clone(memory_format=torch.contiguous_format)
+    return ending.order.argsort(dim=1, descending=True, stable=True)[:, rank]

@@ -112,6 +112,15 @@ def test_one_logit_speaks_for_class_1_and_against_class_0(ending):
     torch.testing.assert_close(half.probabilities, one.probabilities)
 
 
+@pytest.mark.parametrize("ending", [
+    lambda y: y.flatten(1), lambda y: y[..., None].flatten(1), lambda y: torch.reshape(y, (-1, 5)),
+    lambda y: y.view(-1, 5), lambda y: y[:, None].squeeze(1),
+])  # fmt: skip
+def test_a_change_of_shape_is_no_softmax(ending):
+    found = explain(network(ending=ending), pictures(), 3, "conv2")
+    assert (found.task, found.undone) == ("classes", "")
+
+
 def test_one_logit_of_one_picture_in_no_axis_at_all():
     net = network(1, torch.squeeze)
     assert net(pictures(1)).shape == ()

@@ -6,6 +6,7 @@ A ReLU is known by its node in autograd's graph, whoever called it: a module, a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,7 +93,11 @@ def is_view(value: Any) -> bool:
 
 def kind_of(node: Any) -> str:
     """ReluBackward0 is of the kind relu."""
-    name: str = node.name()
+    return kind_named(node.name())
+
+
+@cache
+def kind_named(name: str) -> str:
     return name.rpartition("::")[2].partition("Backward")[0].lower()
 
 

@@ -111,8 +111,10 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
     The note goes on through a change of shape.
     """
     given = argument(args, kwargs, 0, "input")
-    if name in RESHAPES and (note := getattr(given, ENDING, None)) and note[0] == given._version:
-        return out._version, note[1], func(note[2], *args[1:], **kwargs)
+    if name in RESHAPES:
+        note = getattr(given, ENDING, None)
+        is_valid = note is not None and note[0] == given._version
+        return (out._version, note[1], func(note[2], *args[1:], **kwargs)) if is_valid else None
     if out is given:  # in place
         return None
     if name in SIGMOIDS:

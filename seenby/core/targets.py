@@ -146,7 +146,7 @@ def target_classes(target: Target, ending: Ending) -> Tensor:
     fix = "give one number, or one a picture"
     with as_input_error(lambda _: f"target {target} is no class", fix):
         c = torch.as_tensor(target)
-    c = c.repeat(B) if c.ndim == 0 else c
+    c = c.expand(B) if c.ndim == 0 else c
     if c.shape != (B,):
         raise InputError(f"targets of shape {tuple(c.shape)} were given for {B} pictures; "
                          "give one class for all or one for each")

@@ -94,7 +94,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         'argument(args, kwargs, 1, "dim") in (None, 1, 1 - given.ndim)',
         "given is not None",
     ),
-    "ending: forgotten by a change of shape": (RECORDER, "if is_valid else None", "if 0 else None"),
+    "ending: forgotten by a change of shape": (RECORDER, "if note is None or note[0] != given", "if True or note[0] != given"),
     "product with nothing of the map": (
         EXPLANATION,
         "R * heatmap[:, None]",

@@ -113,8 +113,9 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
     given = argument(args, kwargs, 0, "input")
     if name in RESHAPES:
         note = getattr(given, ENDING, None)
-        is_valid = note is not None and note[0] == given._version
-        return (out._version, note[1], func(note[2], *args[1:], **kwargs)) if is_valid else None
+        if note is None or note[0] != given._version:
+            return None
+        return out._version, note[1], func(note[2], *args[1:], **kwargs)
     if out is given:  # in place
         return None
     if name in SIGMOIDS:

@@ -143,6 +143,7 @@ def all_networks() -> list[tuple[str, str, Size]]:
     found = [("torchvision", name, OF_ONE_SIZE.get(name, (96, 96))) for name in names
              if f"torchvision {name}" not in LEFT_OUT]
     found += [("torchvision", "inception_v3", (299, 299))]
+    found += [("torchvision", name, (96, 96)) for name in models.list_models(models.segmentation)]
     found += [("timm", name, size) for size, names in TIMM.items() for name in names.split()]
     if importlib.util.find_spec("transformers"):
         found += [("transformers", name, (64, 64)) for name in TRANSFORMERS]
@@ -178,6 +179,8 @@ def build(library: str, name: str, size: Size) -> nn.Module:
         options: dict[str, Any] = {"image_size": size[0]} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):  # whose own way to draw them takes minutes
             options["init_weights"] = False
+        if name in torchvision.models.list_models(torchvision.models.segmentation):
+            options = {"weights_backbone": None, "num_classes": 5}
         net = torchvision.models.get_model(name, weights=None, **options)
     return net.eval()
 
@@ -278,9 +281,18 @@ def patches_go_around(net: nn.Module, norm: str, x: Tensor, prefix: int) -> bool
             return not torch.equal(before, net(x))
 
 
+def score(output: Any, target: Tensor) -> Tensor:
+    """The sum over a batch: of logits, or of a segmentation's, where the class wins."""
+    y = output["out"] if isinstance(output, dict) else output
+    rows: Tensor = y[range(len(y)), target]
+    if y.ndim == 4:
+        rows = rows * (y.argmax(1) == target[:, None, None])
+    return rows.sum()
+
+
 def plain_gradient(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
-    return torch.autograd.grad(net(x.clone())[range(len(x)), target].sum(), x)[0]
+    return torch.autograd.grad(score(net(x.clone()), target), x)[0]
 
 
 def largest(tensor: Tensor) -> float:
@@ -299,7 +311,8 @@ def compare(net: nn.Module, x: Tensor, e: Explanation) -> tuple[dict[str, float]
     size = (x.shape[2], x.shape[3])
     pixels = x.clone().requires_grad_()
     logits, leaves = cut_at(net, e.layer, pixels)
-    y_c = logits[range(len(x)), e.target].sum()
+    assert e.target is not None
+    y_c = score(logits, e.target)
     dyc_dA, dyc_dx = torch.autograd.grad(y_c, [leaves[-1], pixels], allow_unused=True)
     A, layout, prefix = read_cells(leaves[-1].detach(), size)
     faults = []
@@ -316,7 +329,6 @@ def compare(net: nn.Module, x: Tensor, e: Explanation) -> tuple[dict[str, float]
     alpha = g.flatten(2).sum(-1) / (A.shape[2] * A.shape[3])
     summed = torch.einsum("bk,bkuv->buv", alpha, A)
     of_sum = largest((alpha.abs()[..., None, None] * A.abs()).sum(1))
-    assert e.target is not None
     with EveryReLUIsGuided():
         R = plain_gradient(net, x, e.target)
     assert e.R is not None

@@ -134,7 +134,7 @@ def test_torchvisions_segmentations_equal_the_sum_written_out(name):
 
     def cut(_module, _args, output):
         A.append(output.detach().requires_grad_())
-        return A[0]
+        return A[0].clone()  # what follows may work in place
 
     with net.get_submodule(found.layer).register_forward_hook(cut):
         y = net(x)["out"]

@@ -40,6 +40,7 @@ class LayerOutput:
     name: str
     grid: Grid
     edge: Any  # of its gradient in autograd's graph, as it was when the layer ended; None: no graph
+    channels: int  # K
     is_leaf: bool  # no layer within it gave anything, or the last learned one gave no grid
     is_learned: bool  # more than two parameters a channel: no norm, pooling, activation or scale
     is_norm: bool
@@ -50,8 +51,9 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     """The last layer that all the evidence passes, at the resolution where the network still sees.
 
     x: (1, C, H, W), a picture to look at while searching. target: a function, or else the class
-    that comes first is looked for. Let G be the grid of the last leaf that
-    is learned and live. The layer is the last one with grid G that is learned, live and trunk.
+    that comes first is looked for. Let G be the grid of the last leaf that is learned and live. The
+    layer is the last one with grid G that is learned, live and trunk. Of a segmentation it has
+    not just as many maps as there are classes: these would be the logits themselves.
 
     Live: the gradient of the logit is nonzero in over a tenth of its cells. That rejects the last
     block of a transformer with a class token, whose patches nobody reads. Trunk: no way leads from
@@ -59,7 +61,8 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     """
     outputs, _, output, x = record_outputs(net, x, more)
     learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
-    y_c = first_score(output, target, task)
+    y_c, classes = first_score(output, target, task)
+    learned = [each for each in learned if each.channels != classes]
     # Through weights of zero NaN still passes: it tells what the logit would depend on.
     for y, note in (y_c, ""), (y_c * torch.nan, ZERO_HEAD):
         with as_input_error("the layer can't be found", f"name one, {GRAPH_HINT}"):
@@ -72,15 +75,17 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     raise InputError(NO_GRID)
 
 
-def first_score(output: Any, target: Target, task: str | None) -> Tensor:
-    """A number that a network's output for one picture depends on, to look for the layer with."""
+def first_score(output: Any, target: Target, task: str | None) -> tuple[Tensor, int]:
+    """A number that a network's output for one picture depends on, to look for the layer with; and
+    of a segmentation how many classes it has, else 0."""
     if callable(target):
-        return stack_scores([score_of(target, output, None, 1)], None)[0, 0]
+        return stack_scores([score_of(target, output, None, 1)], None)[0, 0], 0
     ending = read_ending(output, 1, task)
     if ending is None:
         raise no_ending(output)
     order = ending.scores if ending.order is None else ending.order
-    return ending.scores[0, order[0].argmax()]
+    classes = ending.y.shape[1] if ending.task == "segmentation" else 0
+    return ending.scores[0, order[0].argmax()], classes
 
 
 def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutput], y_c: Tensor,
@@ -185,7 +190,7 @@ def record_outputs(net: nn.Module, x: Tensor,
         weights = sum(weight.numel() for weight in module.parameters())
         outputs[name] = LayerOutput(
             name, grid, get_gradient_edge(output) if output.requires_grad else None,
-            is_leaf=name not in last_within or called[last_within[name]],
+            grid.channels(output), is_leaf=name not in last_within or called[last_within[name]],
             is_learned=weights > 2 * grid.channels(output) or isinstance(module, nn.Conv2d),
             is_norm="norm" in type(module).__name__.lower(),
         )  # fmt: skip

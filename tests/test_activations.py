@@ -317,6 +317,17 @@ def test_no_hook_is_left_in_a_graph_that_is_not_of_the_forward_pass():
     assert torch.equal(gradient, -(leaf > 0).float())
 
 
+def test_what_a_score_is_made_with_is_not_the_networks():
+    net, x = DigitCNN(), torch.rand(2, 1, 28, 28)
+    expected = explain(net, x, lambda logits: -logits[:, 3])
+    for score in (lambda logits: -F.relu(logits[:, 3] + 9),
+                  lambda logits: -F.leaky_relu(logits[:, 3] + 9)):
+        explanation = explain(net, x, score)
+        torch.testing.assert_close(explanation.R, expected.R)
+        assert (explanation.relu_calls, explanation.other_activations) == (3, ())
+    assert expected.R.any()
+
+
 class InPlace(DigitCNN):
     """Activations in place, into a part of a tensor that goes on."""
 

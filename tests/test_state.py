@@ -98,6 +98,10 @@ def test_frozen_networks_no_grad_and_inference_mode():
         assert_same(explain(net, x.clone(), 3), expected)
 
 
+def keep_shape(module, args, output):
+    module.shape = output.shape
+
+
 class Keeps(nn.Module):
     """Changes all that a module can keep, in its forward pass and in the backward one."""
 
@@ -109,7 +113,8 @@ class Keeps(nn.Module):
         self.register_buffer("peak", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
         self.plain = self.conv.weight * 1  # as a weight norm keeps it
-        self.fails = False
+        self.fails, self.conv.shape = False, (1, 1, 1)
+        self.conv.register_forward_hook(keep_shape)
 
     def forward(self, x):
         x = self.norm(self.conv(x))
@@ -124,7 +129,7 @@ class Keeps(nn.Module):
             self.mean = x.mean((0, 2, 3))  # another tensor
         self.register_buffer("grid", torch.arange(3))
         self.extra = nn.Identity()
-        self.norm.momentum = 0.5
+        self.conv.seen, self.fc.seen = x, x  # on layers of PyTorch's, one of them with a hook
         self.register_forward_hook(lambda module, args, out: None)
         x.register_hook(self.look)
         if self.fails:

@@ -44,6 +44,7 @@ class Activations:
         self.masks: set[Any] = set()  # nodes in autograd's graph: ReLUs that are spelt as masks
         self.others: list[tuple[Any, str]] = []  # node, name; None where the node can't be told
         self.in_functions: list[str] = []  # what was called where no graph is made
+        self.end = 0  # the number of the first node that is made behind the forward pass
 
     def call(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function that may be an activation."""
@@ -66,23 +67,27 @@ class Activations:
     def note(self, name: str, result: Any, args: Any, kwargs: Any) -> None:
         """Note what is no mask. Whether it is a ReLU can be told by its node, and only by that."""
         results = [tensor for tensor in tensors_in((result,)) if tensor.is_floating_point()]
-        nodes = [tensor.grad_fn for tensor in results if tensor.requires_grad]
-        inputs = tensors_in((*args, *kwargs.values()))
-        if results and not nodes and any(tensor.requires_grad for tensor in inputs):
-            self.in_functions.append(f"{name} in an autograd.Function")
-        if name in OTHER_ACTIVATIONS or is_bounded_above(name, args, kwargs):
+        if not any(tensor.requires_grad for tensor in results):
+            inputs = tensors_in((*args, *kwargs.values()))
+            if results and any(tensor.requires_grad for tensor in inputs):
+                self.in_functions.append(f"{name} in an autograd.Function")
+        elif name in OTHER_ACTIVATIONS or is_bounded_above(name, args, kwargs):
             is_hidden = bool(args) and result is args[0] and is_view(result)
-            self.others += [(None if is_hidden else node, name) for node in nodes]
+            self.others += [(None if is_hidden else tensor.grad_fn, name) for tensor in results]
+
+    def finish(self) -> None:
+        """The forward pass ends: what a score is made with, behind it, is not the network's."""
+        self.end = torch._C._autograd._get_sequence_nr()
 
     def between(self, y: Tensor, x: Tensor) -> tuple[list[Any], tuple[str, ...]]:
         """The nodes of the ReLUs on the ways from y back to x; the names of other activations."""
-        nodes = nodes_between(y, x)
+        nodes = {node for node in nodes_between(y, x) if node._sequence_nr() < self.end}
         relus = {node for node in nodes if node in self.masks or is_relu(node)}
-        others = [(node, name) for node, name in self.others if node is None or node in nodes]
-        names = [name for node, name in others if node not in relus]
-        if any(map(is_function, nodes)):
+        names = [name for node, name in self.others
+                 if node is None or (node in nodes and node not in relus)]
+        if self.in_functions and any(map(is_function, nodes)):
             names += self.in_functions
-        hidden = nodes - relus - {node for node, _ in others}
+        hidden = nodes.difference(relus, (node for node, _ in self.others))
         names += sorted(HIDDEN[kind] for kind in map(kind_of, hidden) if kind in HIDDEN)
         return list(relus), tuple(dict.fromkeys(names))
 

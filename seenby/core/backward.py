@@ -66,18 +66,23 @@ def nodes_between(y: Tensor, x: Tensor) -> set[Any]:
     Others are not of this forward pass: a cache's graph, say, in which a hook would stay.
     """
     parents: dict[Any, list[Any]] = {y.grad_fn: []}
-    to_visit = [y.grad_fn]
+    to_visit, leaves = [y.grad_fn], []
     while to_visit:
         node = to_visit.pop()
-        for child, _ in node.next_functions if node else ():
+        children = [child for child, _ in node.next_functions if child]
+        if not children:
+            leaves.append(node)
+        for child in children:
             if child not in parents:
                 parents[child] = []
                 to_visit.append(child)
             parents[child].append(node)
+    to_visit = [leaf for leaf in leaves if getattr(leaf, "variable", None) is x]
+    if len(to_visit) == len(leaves):  # as in nearly every network
+        return {*parents}
     between: set[Any] = set()
-    to_visit = [get_gradient_edge(x).node]
     while to_visit:
-        if (node := to_visit.pop()) not in between and node in parents:
+        if (node := to_visit.pop()) not in between:
             between.add(node)
             to_visit += parents[node]
     return between

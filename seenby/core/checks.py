@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from seenby.errors import InputError, is_out_of_memory, message_of
 
 ORIGINAL = "give the module it was made from"
+KINDS = (torch.jit.ScriptModule, torch.fx.GraphModule, LazyModuleMixin)  # that must be looked at
 
 
 def require_arguments(net: Any, x: Any) -> None:
@@ -44,24 +44,23 @@ def describe(value: Any) -> str:
 
 def require_network(modules: Sequence[nn.Module]) -> None:
     """Raise if the network hides its forward pass, or knows no way back through it."""
-    module: Any
-    for kind, module in {type(module): module for module in modules}.items():
-        if issubclass(kind, torch.jit.ScriptModule):
-            raise InputError(f"the network is scripted, which hides what it does; {ORIGINAL}")
-        if kind.__module__.startswith("torch.ao.nn.") and ".quantized" in kind.__module__:
-            raise InputError("the network is quantised, and has no gradients; give the one in "
-                             "floating point that it was made from")
-        if issubclass(kind, torch.fx.GraphModule) and is_exported(module):
-            raise InputError(f"the network is exported, and calls none of its layers; {ORIGINAL}")
-        if issubclass(kind, LazyModuleMixin) and module.has_uninitialized_params():
-            raise InputError("the network has lazy layers, which have no weights yet; call it once "
-                             "with x, or load its weights, and explain it then")
-    if any(tensor.is_inference() for module in modules for tensor in
-           chain(module._parameters.values(), module._buffers.values()) if tensor is not None):
-        raise InputError(
-            "the network was made under torch.inference_mode, whose tensors take part in no "
-            "gradient; make it outside, or there call net.load_state_dict({k: v.clone() for k, v "
-            "in net.state_dict().items()}, assign=True)")
+    for module in {type(module): module for module in modules}.values():
+        if isinstance(module, KINDS) or ".quantized" in type(module).__module__:
+            require_layer(module)
+
+
+def require_layer(module: Any) -> None:
+    """Raise if it is of a kind that has no layers or no gradients."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(f"the network is scripted, which hides what it does; {ORIGINAL}")
+    if type(module).__module__.startswith("torch.ao.nn."):
+        raise InputError("the network is quantised, and has no gradients; give the one in floating "
+                         "point that it was made from")
+    if isinstance(module, torch.fx.GraphModule) and is_exported(module):
+        raise InputError(f"the network is exported, and calls none of its layers; {ORIGINAL}")
+    if issubclass(type(module), LazyModuleMixin) and module.has_uninitialized_params():
+        raise InputError("the network has lazy layers, which have no weights yet; call it once "
+                         "with x, or load its weights, and explain it then")
 
 
 def is_exported(module: Any) -> bool:
@@ -71,7 +70,7 @@ def is_exported(module: Any) -> bool:
 
 @contextmanager
 def telling_misfit(net: nn.Module, x: Tensor) -> Iterator[None]:
-    """What goes wrong where x and the network don't fit each other is told as that.
+    """What goes wrong where x and the network don't fit each other, or here, is told as that.
 
     Not before it goes wrong: a network may see to it itself, and so does autocast.
     """
@@ -86,6 +85,10 @@ def telling_misfit(net: nn.Module, x: Tensor) -> Iterator[None]:
 
 def misfit(net: nn.Module, x: Tensor) -> tuple[str, str]:
     """In what x and the network differ, and how to fix it; no words where they don't."""
+    if any(tensor.is_inference() for tensor in (*net.parameters(), *net.buffers())):
+        return ("the network was made under torch.inference_mode, whose tensors take part in no "
+                "gradient", "make it outside, or there call net.load_state_dict({k: v.clone() for "
+                "k, v in net.state_dict().items()}, assign=True)")
     if {nn.Conv3d} == {nn.Conv2d, nn.Conv3d} & {type(module) for module in net.modules()}:
         return "the network sees volumes", "give one that sees pictures (B, C, H, W)"
     weight = next((weight for weight in net.parameters() if weight.is_floating_point()), x)

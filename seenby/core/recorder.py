@@ -38,6 +38,10 @@ class ForwardRecorder(TorchFunctionMode):
         self.replacements = replacements or {}  # a function -> what is called in its place
         self.activations = Activations()
 
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.activations.finish()
+
     def keep_activations(self, _module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook on the target layer; the network goes on with a copy of A.
 
@@ -60,7 +64,7 @@ class ForwardRecorder(TorchFunctionMode):
             out = self.activations.call(name, func, args, kwargs)
         else:
             out = (self.replacements.get(func, func) if args else func)(*args, **kwargs)
-        for tensor in tensors_in((out,)):
+        for tensor in (out,) if isinstance(out, Tensor) else tensors_in((out,)):
             if stride := output_stride(name, args, kwargs, tensor):
                 setattr(tensor, STRIDE, stride)
         if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):

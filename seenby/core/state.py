@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
@@ -32,18 +33,18 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
     with exclusive({*modules}):
         require_network(modules)
         before, buffers = snapshot(modules), snapshot_of_buffers(modules)
-        weights = [weight for module in modules for weight in module._parameters.values()
-                   if weight is not None and weight.requires_grad]
+        # Those that are on. Not by a module's own eval(), which may merge weights or print.
+        flags: list[tuple[Any, str]] = [(each, "training") for each in modules if each.training]
+        flags += [(weight, "requires_grad") for module in modules
+                  for weight in module._parameters.values()
+                  if weight is not None and weight.requires_grad and not weight.is_inference()]
         try:
-            for module in modules:
-                if module.training:  # not by its eval(), which may merge weights or print
-                    module.training = False
-            for weight in weights:
-                weight.requires_grad = False
+            for owner, name in flags:
+                setattr(owner, name, False)
             yield
         finally:
-            for weight in weights:
-                weight.requires_grad = True
+            for owner, name in flags:
+                setattr(owner, name, True)
             restore(before)
             restore_buffers(buffers)
 
@@ -78,27 +79,44 @@ if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks
     os.register_at_fork(after_in_child=forget_other_threads)
 
 
-def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
-    """What the modules keep: their attributes, and what is in dicts, lists and sets among these.
+@dataclass(frozen=True)
+class Snapshot:
+    """What modules keep."""
 
-    A network may fill a cache in eval mode, which would lack the weights' graph ever after, or
+    sizes: list[tuple[dict[str, Any], int]]  # of the attributes of PyTorch's own layers
+    containers: list[Any]  # those of all others, and the dicts, lists and sets among them
+    contents: list[Any]  # copies
+
+
+def snapshot(modules: Iterable[nn.Module]) -> Snapshot:
+    """A network may fill a cache in eval mode, which would lack the weights' graph ever after, or
     hold on to weights that are loaded anew.
+
+    PyTorch's own layers write nothing down, and what others add to them goes again. To look at all
+    that they have would take a twentieth of the course network's time.
     """
-    containers = [value for module in modules
-                  for value in (vars(module), *vars(module).values())
-                  if isinstance(value, (dict, list, set))]
-    # Most are empty, and need no copy: of ResNet-50's 2400, all but 500.
-    return [(container, container and container.copy()) for container in containers]
+    sizes: list[tuple[dict[str, Any], int]] = []
+    containers: list[Any] = []
+    for module in modules:
+        attributes: dict[str, Any] = vars(module)
+        has_hooks = module._forward_hooks or module._forward_pre_hooks  # which may write to it
+        if type(module).__module__.startswith("torch.nn.modules.") and not has_hooks:
+            sizes.append((attributes, len(attributes)))
+        else:
+            containers += [attributes, *(value for value in attributes.values()
+                                         if isinstance(value, (dict, list, set)))]
+    return Snapshot(sizes, containers, [each.copy() for each in containers])
 
 
-def restore(before: Iterable[tuple[Any, Any]]) -> None:
+def restore(before: Snapshot) -> None:
     """Undo what changed since the snapshot, in place; what did not change is not touched."""
-    for container, content in before:
-        if content is container:  # it was empty
-            container.clear()
-        elif is_same(container, content):
+    for attributes, size in before.sizes:
+        while len(attributes) > size:
+            attributes.popitem()  # the newest
+    for container, content in zip(before.containers, before.contents, strict=True):
+        if is_same(container, content):
             continue
-        elif isinstance(container, list):
+        if isinstance(container, list):
             container[:] = content
         elif isinstance(container, set):
             container &= content
@@ -119,7 +137,8 @@ def is_same(container: Any, content: Any) -> bool:
 def snapshot_of_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int, Tensor]]:
     """Each buffer, its version, and a copy; a quantiser's observer writes into them in any mode."""
     return [(buffer, buffer._version, buffer.detach().clone()) for module in modules
-            for buffer in module._buffers.values() if buffer is not None]
+            for buffer in module._buffers.values()
+            if buffer is not None and not buffer.is_inference()]
 
 
 def restore_buffers(before: Iterable[tuple[Tensor, int, Tensor]]) -> None:

@@ -66,7 +66,8 @@ def nodes_between(y: Tensor, x: Tensor) -> set[Any]:
     Others are not of this forward pass: a cache's graph, say, in which a hook would stay.
     """
     parents: dict[Any, list[Any]] = {y.grad_fn: []}
-    to_visit, leaves = [y.grad_fn], []
+    to_visit: list[Any] = [y.grad_fn]
+    leaves: list[Any] = []
     while to_visit:
         node = to_visit.pop()
         children = [child for child, _ in node.next_functions if child]

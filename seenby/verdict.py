@@ -6,9 +6,12 @@ as good where its upper bounds lie below DELTA on both. Anything between the two
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from seenby.scores import (
@@ -186,6 +189,15 @@ def stronger(gain: Intervals) -> str:
 def words_of(interval: Interval) -> str:
     mean, low, high = (f"{value:.2f}" for value in interval)
     return f"{mean} ({low} to {high})"
+
+
+def read_thirds(folder: Path) -> tuple[dict[str, str], float]:
+    """Of trust.json: the pictures' thirds (low, middle, high) and their reliability, if they are
+    reliable."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        trust = json.loads((folder / "trust.json").read_text(encoding="utf-8"))
+        return dict(trust["thirds"]), float(trust["reliability"])
+    return {}, 0.0
 
 
 def record(trust: Trust) -> dict[str, Any]:

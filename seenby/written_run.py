@@ -33,6 +33,7 @@ from seenby.outputs.table import (
     notes_in,
     unescape_formula,
 )
+from seenby.verdict import read_thirds
 
 Card = dict[str, Any]  # a picture as the page's script reads it
 FIX = "give the folder that a run of seenby wrote into, or its table"
@@ -47,7 +48,7 @@ class WrittenRun:
 
     def __init__(self, table: Path) -> None:
         self.table, self.rows, self.record = table, read_rows(table), read_record(table)
-        self.thirds, self.reliability = read_thirds(table)
+        self.thirds, self.reliability = read_thirds(table.parent)
         self.groups: dict[str, list[Row]] = {}
         for row in self.rows:
             if row["status"] != NOT_PICKED:  # of which nothing was written
@@ -144,6 +145,9 @@ class WrittenRun:
                            ("Record", self.table.with_name("run.json"))):
             if file.exists():
                 yield term, one_line(file.name), quote(os.fsencode(file.name))
+        for term in ("network", "task", "prepared"):
+            if isinstance(words := self.record.get(term), str):
+                yield term.capitalize(), one_line(words), ""
         yield "Written", f"{datetime.fromtimestamp(self.table.stat().st_mtime):%d %B %Y, %H:%M}", ""
         if self.explained:
             yield "Explained", self.targets(), ""
@@ -163,14 +167,6 @@ class WrittenRun:
                for row in self.explained):
             return "the most probable label" if self.is_multilabel else "the predicted class"
         return first_of(dict.fromkeys(row["target"] for row in self.explained))
-
-
-def read_thirds(table: Path) -> tuple[dict[str, str], float]:
-    """Of --trust: the pictures' thirds (low, middle, high) and their reliability, where it does."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        trust = json.loads(table.with_name("trust.json").read_text(encoding="utf-8"))
-        return dict(trust["thirds"]), float(trust["reliability"])
-    return {}, 0.0
 
 
 def read_rows(table: Path) -> list[Row]:

@@ -11,7 +11,7 @@ from seenby import __version__
 from seenby.core.explanation import Explanation
 from seenby.core.placement import Pad
 from seenby.inputs.networks import Network
-from seenby.outputs.summary import Tally, pad_sentence
+from seenby.outputs.summary import Tally, pad_sentence, preparation_sentence
 
 
 def run_record(settings: dict[str, Any], network: Network, explanation: Explanation, pad: Pad,
@@ -28,6 +28,7 @@ def run_record(settings: dict[str, Any], network: Network, explanation: Explanat
         "layer": explanation.layer,
         "task": network.task,
         "undone": network.undone,
+        "prepared": preparation_sentence(network),
         "grid": str(explanation.grid),
         "maps": list(explanation.alpha.shape[1:] + explanation.L_c.shape[1:]),
         "pad": pad_sentence(explanation, pad),

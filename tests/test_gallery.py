@@ -163,6 +163,9 @@ def test_the_head_says_what_the_summary_says(tmp_path, capsys, digit_folder):
     assert terms["Figure"] == ("seenby.png", "seenby.png")
     assert terms["Record"] == ("run.json", "run.json")
     assert terms["Layer"][0] == "conv2"
+    assert terms["Network"][0] == "CourseCNN of SID_a4.py, mnist_model.pth"
+    assert terms["Task"][0] == "classes"
+    assert terms["Prepared"][0].endswith("mean 0.1307, std 0.3081 (given)")
     assert terms["Explained"][0] == "the predicted class"
 
 

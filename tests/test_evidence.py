@@ -287,7 +287,8 @@ def test_a_quick_study(like_mnist, tmp_path, capsys):
         assert {*confusion.WRONG, "default"} <= each["verdicts"].keys()
         for counts in each["verdicts"].values():
             assert [sum(of.values()) for of in counts.values()] == [10, 10, 1]
-    (tmp_path / "evidence.json").write_text(json.dumps(found | {"another": "kept", "placement": {}}))
+    changed = found | {"another": "kept", "placement": {}}
+    (tmp_path / "evidence.json").write_text(json.dumps(changed))
     assert evidence.main([*words, "--only", "placement"]) == 0
     again = json.loads((tmp_path / "evidence.json").read_text())
     assert again == found | {"another": "kept"}

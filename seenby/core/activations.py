@@ -35,6 +35,7 @@ HIDDEN = {name.replace("_", ""): name for name in OTHER_ACTIVATIONS} | {
     "prelukernel": "prelu", "differentiablegraph": "TorchScript",
     "compiledfunction": "torch.compile",
 }  # fmt: skip
+KINDS = {"relu", *BOUNDS, *HIDDEN}
 
 
 class Activations:
@@ -81,15 +82,20 @@ class Activations:
 
     def between(self, y: Tensor, x: Tensor) -> tuple[list[Any], tuple[str, ...]]:
         """The nodes of the ReLUs on the ways from y back to x; the names of other activations."""
-        nodes = {node for node in nodes_between(y, x) if node._sequence_nr() < self.end}
-        relus = {node for node in nodes if node in self.masks or is_relu(node)}
+        nodes, noted = nodes_between(y, x), {node for node, _ in self.others}
+        relus, hidden = set(self.masks & nodes), set()
+        for node in nodes:
+            kind = kind_of(node)
+            if kind in KINDS and node._sequence_nr() < self.end:
+                if is_relu(kind, node):
+                    relus.add(node)
+                elif kind in HIDDEN and node not in noted:
+                    hidden.add(HIDDEN[kind])
         names = [name for node, name in self.others
                  if node is None or (node in nodes and node not in relus)]
         if self.in_functions and any(map(is_function, nodes)):
             names += self.in_functions
-        hidden = nodes.difference(relus, (node for node, _ in self.others))
-        names += sorted(HIDDEN[kind] for kind in map(kind_of, hidden) if kind in HIDDEN)
-        return list(relus), tuple(dict.fromkeys(names))
+        return list(relus), tuple(dict.fromkeys([*names, *sorted(hidden)]))
 
 
 def is_view(value: Any) -> bool:
@@ -111,9 +117,8 @@ def is_function(node: Any) -> bool:
     return getattr(node, "_forward_cls", OneChannelConv2d) is not OneChannelConv2d
 
 
-def is_relu(node: Any) -> bool:
+def is_relu(kind: str, node: Any) -> bool:
     """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
-    kind = kind_of(node)
     return kind == "relu" or any(is_zero(getattr(node, name)) for name in BOUNDS.get(kind, ()))
 
 

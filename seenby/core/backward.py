@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -65,28 +66,33 @@ def nodes_between(y: Tensor, x: Tensor) -> set[Any]:
 
     Others are not of this forward pass: a cache's graph, say, in which a hook would stay.
     """
-    parents: dict[Any, list[Any]] = {y.grad_fn: []}
-    to_visit: list[Any] = [y.grad_fn]
-    leaves: list[Any] = []
+    last: Any = y.grad_fn
+    visited, to_visit, leaves = {last}, [last], []
     while to_visit:
         node = to_visit.pop()
-        children = [child for child, _ in node.next_functions if child]
-        if not children:
+        functions = node.next_functions
+        if not functions:
             leaves.append(node)
-        for child in children:
-            if child not in parents:
-                parents[child] = []
+        for child, _ in functions:
+            if child and child not in visited:
+                visited.add(child)
                 to_visit.append(child)
+    ends = [leaf for leaf in leaves if getattr(leaf, "variable", None) is x]
+    return visited if len(ends) == len(leaves) else ancestors(ends, visited)
+
+
+def ancestors(nodes: Sequence[Any], graph: set[Any]) -> set[Any]:
+    """Those nodes of a graph, and all that lead to them."""
+    parents = defaultdict[Any, list[Any]](list)
+    for node in graph:
+        for child, _ in node.next_functions:
             parents[child].append(node)
-    to_visit = [leaf for leaf in leaves if getattr(leaf, "variable", None) is x]
-    if len(to_visit) == len(leaves):  # as in nearly every network
-        return {*parents}
-    between: set[Any] = set()
+    found, to_visit = set[Any](), [*nodes]
     while to_visit:
-        if (node := to_visit.pop()) not in between:
-            between.add(node)
+        if (node := to_visit.pop()) not in found:
+            found.add(node)
             to_visit += parents[node]
-    return between
+    return found
 
 
 def every_path_passes(edge: Any, y: Tensor, x: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -31,7 +31,6 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
         return
     modules = list(net.modules())
     with exclusive({*modules}):
-        require_network(modules)
         before, buffers = snapshot(modules), snapshot_of_buffers(modules)
         # Those that are on. Not by a module's own eval(), which may merge weights or print.
         flags: list[tuple[Any, str]] = [(each, "training") for each in modules if each.training]
@@ -83,38 +82,37 @@ if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks
 class Snapshot:
     """What modules keep."""
 
-    sizes: list[tuple[dict[str, Any], int]]  # of the attributes of PyTorch's own layers
-    containers: list[Any]  # those of all others, and the dicts, lists and sets among them
-    contents: list[Any]  # copies
+    sizes: list[tuple[dict[str, Any], int]]  # how many attributes each has
+    containers: list[Any]  # the attributes, and the dicts, lists and sets among them
+    contents: list[Any]  # copies of these
 
 
-def snapshot(modules: Iterable[nn.Module]) -> Snapshot:
+def snapshot(modules: Sequence[nn.Module]) -> Snapshot:
     """A network may fill a cache in eval mode, which would lack the weights' graph ever after, or
     hold on to weights that are loaded anew.
 
     PyTorch's own layers write nothing down, and what others add to them goes again. To look at all
     that they have would take a twentieth of the course network's time.
     """
-    sizes: list[tuple[dict[str, Any], int]] = []
-    containers: list[Any] = []
-    for module in modules:
-        attributes: dict[str, Any] = vars(module)
-        has_hooks = module._forward_hooks or module._forward_pre_hooks  # which may write to it
-        if type(module).__module__.startswith("torch.nn.modules.") and not has_hooks:
-            sizes.append((attributes, len(attributes)))
-        else:
-            containers += [attributes, *(value for value in attributes.values()
-                                         if isinstance(value, (dict, list, set)))]
+    others = [module for module in modules if not is_pytorchs(module)]
+    require_network(others)
+    containers: list[Any] = [vars(module) for module in others]
+    containers += [value for attributes in containers for value in attributes.values()
+                   if isinstance(value, (dict, list, set))]
+    sizes = [(attributes, len(attributes)) for attributes in map(vars, modules)]
     return Snapshot(sizes, containers, [each.copy() for each in containers])
+
+
+def is_pytorchs(module: nn.Module) -> bool:
+    """A layer as PyTorch has it, without hooks, which may write to it."""
+    has_hooks = module._forward_hooks or module._forward_pre_hooks
+    return type(module).__module__.startswith("torch.nn.modules.") and not has_hooks
 
 
 def restore(before: Snapshot) -> None:
     """Undo what changed since the snapshot, in place; what did not change is not touched."""
-    for attributes, size in before.sizes:
-        while len(attributes) > size:
-            attributes.popitem()  # the newest
     for container, content in zip(before.containers, before.contents, strict=True):
-        if is_same(container, content):
+        if not (container or content) or is_same(container, content):
             continue
         if isinstance(container, list):
             container[:] = content
@@ -125,6 +123,9 @@ def restore(before: Snapshot) -> None:
             container.update(content)
             for key in container.keys() - content.keys():
                 del container[key]
+    for attributes, size in before.sizes:
+        while len(attributes) > size:
+            attributes.popitem()  # the newest
 
 
 def is_same(container: Any, content: Any) -> bool:

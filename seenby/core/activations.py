@@ -74,7 +74,8 @@ class Activations:
                 self.in_functions.append(f"{name} in an autograd.Function")
         elif name in OTHER_ACTIVATIONS or is_bounded_above(name, args, kwargs):
             is_hidden = bool(args) and result is args[0] and is_view(result)
-            self.others += [(None if is_hidden else tensor.grad_fn, name) for tensor in results]
+            self.others += [(None if is_hidden else tensor.grad_fn, name) for tensor in results
+                            if tensor.requires_grad]
 
     def finish(self) -> None:
         """The forward pass ends: what a score is made with, behind it, is not the network's."""
@@ -83,7 +84,7 @@ class Activations:
     def between(self, y: Tensor, x: Tensor) -> tuple[list[Any], tuple[str, ...]]:
         """The nodes of the ReLUs on the ways from y back to x; the names of other activations."""
         nodes, noted = nodes_between(y, x), {node for node, _ in self.others}
-        relus, hidden = set(self.masks & nodes), set()
+        relus, hidden = self.masks & nodes, set()
         for node in nodes:
             kind = kind_of(node)
             if kind in KINDS and node._sequence_nr() < self.end:

@@ -102,6 +102,10 @@ def keep_shape(module, args, output):
     module.shape = output.shape
 
 
+def keep_gradient(module, gradient):
+    module.gradient = gradient
+
+
 class Keeps(nn.Module):
     """Changes all that a module can keep, in its forward pass and in the backward one."""
 
@@ -113,8 +117,9 @@ class Keeps(nn.Module):
         self.register_buffer("peak", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
         self.plain = self.conv.weight * 1  # as a weight norm keeps it
-        self.fails, self.conv.shape = False, (1, 1, 1)
+        self.fails, self.conv.shape, self.norm.gradient = False, (1, 1, 1), None
         self.conv.register_forward_hook(keep_shape)
+        self.norm.register_full_backward_pre_hook(keep_gradient)
 
     def forward(self, x):
         x = self.norm(self.conv(x))

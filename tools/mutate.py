@@ -315,8 +315,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "state: what is added to PyTorch's layers stays": (STATE, "attributes.popitem()", "break"),
     "state: layers with hooks are PyTorch's own": (STATE, " and not has_hooks", ""),
     "state: new attributes stay": (STATE, "in container.keys() - content.keys():", "in ():"),
-    "state: what is in dicts stays": (STATE, "(value, (dict, list, set)))]", "(value, (list, set)))]"),
-    "state: what is in lists stays": (STATE, "(value, (dict, list, set)))]", "(value, (dict, set)))]"),
+    "state: what is in dicts stays": (STATE, "(value, (dict, list, set))]", "(value, (list, set))]"),
+    "state: what is in lists stays": (STATE, "(value, (dict, list, set))]", "(value, (dict, set))]"),
     "state: what is in sets stays": (STATE, "            container &= content\n", ""),
     "state: buffers stay": (STATE, "            buffer.data.copy_(copy)\n", ""),
     "state: another version": (

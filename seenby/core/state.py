@@ -105,7 +105,8 @@ def snapshot(modules: Sequence[nn.Module]) -> Snapshot:
 
 def is_pytorchs(module: nn.Module) -> bool:
     """A layer as PyTorch has it, without hooks, which may write to it."""
-    has_hooks = module._forward_hooks or module._forward_pre_hooks
+    has_hooks = (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                 or module._backward_pre_hooks)
     return type(module).__module__.startswith("torch.nn.modules.") and not has_hooks
 
 

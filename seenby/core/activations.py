@@ -86,7 +86,7 @@ class Activations:
         nodes, noted = nodes_between(y, x), {node for node, _ in self.others}
         relus, hidden = self.masks & nodes, set()
         for node in nodes:
-            kind = kind_of(node)
+            kind = kind_of(node.name())
             if kind in KINDS and node._sequence_nr() < self.end:
                 if is_relu(kind, node):
                     relus.add(node)
@@ -103,13 +103,9 @@ def is_view(value: Any) -> bool:
     return isinstance(value, Tensor) and value._is_view()
 
 
-def kind_of(node: Any) -> str:
-    """ReluBackward0 is of the kind relu."""
-    return kind_named(node.name())
-
-
 @cache
-def kind_named(name: str) -> str:
+def kind_of(name: str) -> str:
+    """A node of the name ReluBackward0 is of the kind relu."""
     return name.rpartition("::")[2].partition("Backward")[0].lower()
 
 
@@ -154,8 +150,11 @@ def is_zero(value: Any) -> bool:
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
     """The tensors among some values and in the lists among them."""
-    return (t for value in values for t in (value if isinstance(value, (list, tuple)) else (value,))
-            if isinstance(t, Tensor))
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (each for each in value if isinstance(each, Tensor))
 
 
 def argument(args: Any, kwargs: Any, position: int, name: str) -> Any:

@@ -19,22 +19,30 @@ GRAPH_HINT = "or switch off no_grad and checkpoints within the network"
 def head_gradients(y_c: Tensor, A: Tensor) -> list[Tensor]:
     """dy_c / dA (B, K, u, v) of every target: where it can be, by one walk through the head.
 
-    y_c: (T, B). One gradient serves a batch, as no picture's score depends on another picture.
+    y_c: (B, T).
     """
-    T, B = y_c.shape
+    B, T = y_c.shape
     if T > 1:
-        each = torch.eye(T, dtype=y_c.dtype, device=y_c.device)[..., None].expand(T, T, B)
+        each = torch.eye(T, dtype=y_c.dtype, device=y_c.device)[:, None].expand(T, B, T)
         with suppress(RuntimeError):  # group norm, for one, is not made for several at once
             walk = torch.autograd.grad(y_c, A, each, retain_graph=True, is_grads_batched=True)
             return list(walk[0])
-    return [gradient(target.sum(), A, retain_graph=True) for target in y_c]
+    return [gradient(number, A, retain_graph=True) for number in totals(y_c)]
+
+
+def totals(y_c: Tensor) -> list[Tensor]:
+    """A number for each target: the gradient of a sum over pictures is each picture's own, as no
+    score depends on another picture.
+    """
+    return [y_c.sum()] if y_c.shape[1] == 1 else [*y_c.sum(0)]
 
 
 def guided_backprop(relu_nodes: Sequence[Any], A: Tensor, y_c: Tensor, x: Tensor) -> list[Tensor]:
     """R (B, C, H, W) of every target: dy_c / dx with every ReLU guided from here on."""
     for node in relu_nodes:
         node.register_hook(keep_positive)
-    numbers, last = [target.sum() for target in y_c], len(y_c) - 1
+    numbers = totals(y_c)
+    last = len(numbers) - 1
     fix = f"explain without guided maps, {GRAPH_HINT}"
     with as_input_error("the pixels do not lead to the logits", fix):
         # If so, they share the walk through the head.

@@ -153,7 +153,7 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
 class Gradients:
     """Of every target, and what lies on the ways from the scores back to the pixels."""
 
-    y_c: Tensor  # (T, B) the scores, without their graph
+    y_c: Tensor  # (B, T) the scores, without their graph
     of_layer: Sequence[Tensor]  # dy_c / dA, in the layer's own layout
     R: Sequence[Tensor | None]  # (B, C, H, W)
     relu_calls: int
@@ -161,12 +161,12 @@ class Gradients:
 
 
 def gradients_of(forward: Forward, y_c: Tensor, guided: bool) -> Gradients:
-    """The backward passes of the scores y_c (T, B)."""
+    """The backward passes of the scores y_c (B, T)."""
     fix = f"name another one, {GRAPH_HINT}"
     with as_input_error(f"layer {forward.layer.name} does not lead to the logits", fix):
         dyc_dA = head_gradients(y_c, forward.A)
     if not guided:
-        return Gradients(y_c.detach(), dyc_dA, [None] * len(y_c), 0, ())
+        return Gradients(y_c.detach(), dyc_dA, [None] * len(dyc_dA), 0, ())
     relu_nodes, others = forward.recorder.activations.between(y_c, forward.x)
     # Last, as from now on the ReLUs are guided.
     R = guided_backprop(relu_nodes, forward.A, y_c, forward.x)
@@ -217,7 +217,7 @@ def explanation_of(forward: Forward, ending: Ending | None, score: Score, method
     if inferred:  # such cells cover the picture
         stride, pads = (size[0] / grid.u, size[1] / grid.v), pads or (0, 0)
     return Explanation(
-        **answer(forward.output, ending, score), y_c=gradients.y_c[t],
+        **answer(forward.output, ending, score), y_c=gradients.y_c[:, t],
         layer=forward.layer.name, method=method,
         grid=grid, stride=stride, stride_inferred=inferred, pad=pads, alpha=alpha, L_c=L_c,
         heatmap=heatmap, R=R, guided_cam=None if R is None else R * heatmap[:, None],

@@ -67,25 +67,26 @@ def score_of(target: Target, output: Any, ending: Ending | None, B: int) -> Scor
         return Score(None, target_classes(target, ending))
     direction, number = direction_of(target)
     c = target_classes(number, ending)
-    y_c = class_scores(ending, [c])[0]
+    y_c = class_scores(ending, [c])[:, 0]
     return Score(-y_c if direction == "down" else y_c, c, direction)
 
 
 def class_scores(ending: Ending, targets: Sequence[Tensor]) -> Tensor:
-    """(T, B) of T targets (B,)."""
-    return ending.scores.gather(1, torch.stack(list(targets), 1)).T
+    """(B, T) of T targets (B,)."""
+    return ending.scores.gather(1, torch.stack(list(targets), 1))
 
 
 def stack_scores(scores: Sequence[Score], ending: Ending | None) -> Tensor:
-    """y_c (T, B) of T targets."""
+    """y_c (B, T) of T targets."""
     classes = [score.target for score in scores if score.y_c is None and score.target is not None]
     if ending is None or not classes:
-        return torch.stack([score.y_c for score in scores if score.y_c is not None])
+        return torch.stack([score.y_c for score in scores if score.y_c is not None], 1)
     of_classes = class_scores(ending, classes)  # at once, as ten of them would cost a tenth more
     if len(classes) == len(scores):
         return of_classes
-    rows = iter(of_classes)
-    return torch.stack([next(rows) if score.y_c is None else score.y_c for score in scores])
+    columns = iter(of_classes.unbind(1))
+    each = [next(columns) if score.y_c is None else score.y_c for score in scores]
+    return torch.stack(each, 1)
 
 
 def score_by(function: Callable[[Any], Tensor], name: str, output: Any, B: int) -> Tensor:

@@ -40,10 +40,11 @@ def memory_format(x: Tensor) -> torch.memory_format:
     a convolution is a matrix product, as in float64: its last rows may be summed in another order,
     so that equal pixels give two numbers, and a pooling takes another one of them.
     """
+    if len(x) == 1 or x.dtype == torch.float64 or not _on.get():
+        return torch.preserve_format
     onednn = torch.backends.mkldnn
     by_product = x.device.type == "cpu" and not (onednn.enabled and onednn.is_available())
-    is_slower = len(x) == 1 or by_product or x.dtype == torch.float64
-    return torch.preserve_format if is_slower or not _on.get() else torch.channels_last
+    return torch.preserve_format if by_product else torch.channels_last
 
 
 class OneChannelConv2d(torch.autograd.Function):

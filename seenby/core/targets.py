@@ -144,6 +144,16 @@ def target_classes(target: Target, ending: Ending) -> Tensor:
         target = Ranked(0)
     if isinstance(target, Ranked):
         return ranked_classes(target.rank, ending)
+    classes = [target] * B if isinstance(target, int) else one_each(target, B)
+    wrong = [c for c in classes if isinstance(c, bool) or c not in range(C)]
+    if wrong:
+        raise InputError(f"class {wrong[0]} was given; the network has classes 0 to {C - 1}: name "
+                         "one of these")
+    return torch.tensor(classes, dtype=torch.long, device=ending.y.device)
+
+
+def one_each(target: Any, B: int) -> list[Any]:
+    """A class for each of B pictures."""
     fix = "give one number, or one a picture"
     with as_input_error(lambda _: f"target {target} is no class", fix):
         c = torch.as_tensor(target)
@@ -151,11 +161,7 @@ def target_classes(target: Target, ending: Ending) -> Tensor:
     if c.shape != (B,):
         raise InputError(f"targets of shape {tuple(c.shape)} were given for {B} pictures; "
                          "give one class for all or one for each")
-    wrong = [number for number in c.tolist() if isinstance(number, bool) or number not in range(C)]
-    if wrong:
-        raise InputError(f"class {wrong[0]} was given; the network has classes 0 to {C - 1}: name "
-                         "one of these")
-    return c.long().to(ending.y.device)
+    return c.tolist()
 
 
 def ranked_classes(rank: int, ending: Ending) -> Tensor:

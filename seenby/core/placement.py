@@ -28,9 +28,8 @@ def place(L_c: Tensor, size: Sequence[int], stride: Stride | None,
     cells = L_c.shape[1:]
     if pad == "auto" and stride and cells.numel() > 1:  # one cell alone stands for all
         pads = auto_pad(size, cells, stride)
-        rows, columns = (interpolation_matrix(S, n, p, L_c.dtype, L_c.device)
-                         for S, n, p in zip(size, cells, pads, strict=True))
-        return pads, rows @ (L_c @ columns.T)
+        rows, columns = interpolation_matrices(size, cells, pads, L_c.dtype, L_c.device)
+        return pads, rows @ (L_c @ columns)
     N = 0 if pad == "auto" else pad
     heatmap = F.interpolate(F.pad(L_c, (N, N, N, N))[:, None], size, mode="bilinear")[:, 0]
     return None if pad == "auto" else (N, N), heatmap
@@ -43,6 +42,14 @@ def auto_pad(size: Sequence[int], cells: Sequence[int], stride: Stride) -> tuple
 
 
 @lru_cache(64)
+def interpolation_matrices(size: Sequence[int], cells: Sequence[int], pads: tuple[float, float],
+                           dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(H, u) and (v, W): rows @ map @ columns is the map enlarged."""
+    rows, columns = (interpolation_matrix(S, n, pad, dtype, device)
+                     for S, n, pad in zip(size, cells, pads, strict=True))
+    return rows, columns.T
+
+
 def interpolation_matrix(S: int, n: int, pad: float, dtype: torch.dtype,
                          device: torch.device) -> Tensor:
     """(S, n) bilinear weights that draw n cells, padded on both sides, over S pixels."""

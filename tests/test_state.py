@@ -99,11 +99,11 @@ def test_frozen_networks_no_grad_and_inference_mode():
 
 
 def keep_shape(module, args, output):
-    module.shape = output.shape
+    module.shapes.append(output.shape)
 
 
 def keep_gradient(module, gradient):
-    module.gradient = gradient
+    module.gradients["last"] = gradient
 
 
 class Keeps(nn.Module):
@@ -117,7 +117,8 @@ class Keeps(nn.Module):
         self.register_buffer("peak", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
         self.plain = self.conv.weight * 1  # as a weight norm keeps it
-        self.fails, self.conv.shape, self.norm.gradient = False, (1, 1, 1), None
+        self.fails, self.conv.shapes, self.norm.gradients = False, [(1, 1, 1)], {}
+        self.fc.norm, self.fc.unit = 1.0, "pixels"
         self.conv.register_forward_hook(keep_shape)
         self.norm.register_full_backward_pre_hook(keep_gradient)
 
@@ -135,6 +136,8 @@ class Keeps(nn.Module):
         self.register_buffer("grid", torch.arange(3))
         self.extra = nn.Identity()
         self.conv.seen, self.fc.seen = x, x  # on layers of PyTorch's, one of them with a hook
+        self.fc.norm = x.norm()
+        vars(self.fc).pop("unit", None)
         self.register_forward_hook(lambda module, args, out: None)
         x.register_hook(self.look)
         if self.fails:

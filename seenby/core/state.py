@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
@@ -78,29 +77,19 @@ if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks
     os.register_at_fork(after_in_child=forget_other_threads)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What modules keep."""
+def snapshot(modules: Sequence[nn.Module]) -> list[tuple[Any, Any]]:
+    """Each module's attributes, and the dicts, lists and sets among them, with a copy of each.
 
-    sizes: list[tuple[dict[str, Any], int]]  # how many attributes each has
-    containers: list[Any]  # the attributes, and the dicts, lists and sets among them
-    contents: list[Any]  # copies of these
-
-
-def snapshot(modules: Sequence[nn.Module]) -> Snapshot:
-    """A network may fill a cache in eval mode, which would lack the weights' graph ever after, or
-    hold on to weights that are loaded anew.
-
-    PyTorch's own layers write nothing down, and what others add to them goes again. To look at all
-    that they have would take a twentieth of the course network's time.
+    A network may fill a cache in eval mode, which would lack the weights' graph ever after, or hold
+    on to weights that are loaded anew. PyTorch's own layers fill none; to copy the dicts that each
+    of them has as well would take a twentieth of the course network's time.
     """
+    containers: list[Any] = [*map(vars, modules)]
     others = [module for module in modules if not is_pytorchs(module)]
     require_network(others)
-    containers: list[Any] = [vars(module) for module in others]
-    containers += [value for attributes in containers for value in attributes.values()
+    containers += [value for module in others for value in vars(module).values()
                    if isinstance(value, (dict, list, set))]
-    sizes = [(attributes, len(attributes)) for attributes in map(vars, modules)]
-    return Snapshot(sizes, containers, [each.copy() for each in containers])
+    return [(each, each.copy()) for each in containers]
 
 
 def is_pytorchs(module: nn.Module) -> bool:
@@ -110,9 +99,9 @@ def is_pytorchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.") and not has_hooks
 
 
-def restore(before: Snapshot) -> None:
+def restore(before: Iterable[tuple[Any, Any]]) -> None:
     """Undo what changed since the snapshot, in place; what did not change is not touched."""
-    for container, content in zip(before.containers, before.contents, strict=True):
+    for container, content in before:
         if not (container or content) or is_same(container, content):
             continue
         if isinstance(container, list):
@@ -124,15 +113,12 @@ def restore(before: Snapshot) -> None:
             container.update(content)
             for key in container.keys() - content.keys():
                 del container[key]
-    for attributes, size in before.sizes:
-        while len(attributes) > size:
-            attributes.popitem()  # the newest
 
 
 def is_same(container: Any, content: Any) -> bool:
     """Whether it holds the very same objects: tensors can't be compared by their values here."""
     return (len(container) == len(content) and all(map(is_, container, content))
-            and (isinstance(container, (list, set))
+            and (not isinstance(container, dict)
                  or all(map(is_, container.values(), content.values()))))
 
 

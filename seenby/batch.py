@@ -115,9 +115,9 @@ def explain_pictures(network: Network, settings: Settings, targets: Sequence[Tar
         network.module, tensor_of(network, pictures), [words.get(t, t) for t in targets],
         network.layer, settings.method, settings.pad, guided, task=network.task,
     ))  # fmt: skip
-    finite = torch.stack([each.is_finite for each in explanations]).all(0).tolist()
     blurred = [replace(explanation, heatmap=gaussian_blur(explanation.heatmap, settings.blur))
                for explanation in explanations]
+    finite = torch.stack([each.is_finite for each in blurred]).all(0).tolist()
     by_picture = zip(*blurred, strict=True)
     return [list(each) if is_finite else [] for each, is_finite in zip(by_picture, finite,
                                                                        strict=True)]

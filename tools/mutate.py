@@ -43,8 +43,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "axes of the map swapped": (EXPLANATION, "@ A.flatten(2)", "@ A.mT.flatten(2)"),
     "gradient twice as large": (
         BACKWARD,
-        "gradient(target.sum(), A,",
-        "gradient(2 * target.sum(), A,",
+        "gradient(number, A,",
+        "gradient(2 * number, A,",
     ),
     "class: the least likely one": (
         TARGETS,
@@ -219,6 +219,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "output.permute(0, 3, 1, 2)",
         "output.permute(0, 3, 2, 1)",
     ),
+    "search: an early layer is not said": (SEARCH, "if behind <= total / 2:", "if True:"),
     "grid: any two sides": (
         GRIDS,
         "             if is_cut(grid.u, grid.v, *size)]",
@@ -274,7 +275,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "dtype = x.dtype",
     ),
     "layout: channels last in double precision": (SPEEDUPS, " or x.dtype == torch.float64", ""),
-    "layout: channels last in matrix products": (SPEEDUPS, "by_product or x.dtype", "x.dtype"),
+    "layout: channels last in matrix products": (SPEEDUPS, "preserve_format if by_product else", "preserve_format if False else"),
     "pad: not halved": (PLACEMENT, "((S / s - n) / 2 for S, n, s", "((S / s - n) for S, n, s"),
     "pad: one too few": (
         PLACEMENT,
@@ -295,8 +296,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "place: rows for columns": (
         PLACEMENT,
-        "return pads, rows @ (L_c @ columns.T)",
-        "return pads, rows @ (L_c.mT @ columns.T)",
+        "return pads, rows @ (L_c @ columns)",
+        "return pads, rows @ (L_c.mT @ columns)",
     ),
     "place: nearest neighbour": (
         PLACEMENT,

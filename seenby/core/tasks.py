@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -108,14 +109,6 @@ class Ending:
     task: str
     undone: str  # softmax or sigmoid, where there was one
 
-    def __getitem__(self, pictures: slice) -> Ending:
-        """Of some of the pictures; what is known of all is not computed again."""
-        part = Ending(self.y[pictures], self.task, self.undone)
-        known = {name: value[pictures] for name, value in vars(self).items()
-                 if isinstance(value, Tensor)}
-        vars(part).update(known)
-        return part
-
     @cached_property
     def scores(self) -> Tensor:
         """(B, C), part of the graph."""
@@ -155,6 +148,16 @@ class Ending:
             return torch.zeros(len(y), dtype=torch.bool, device=y.device)
         within = (y.amin(1) >= 0) & (y.amax(1) <= 1)
         return within & ((y.sum(1) - 1).abs() < 1e-3) if y.shape[1] == 2 else within
+
+
+def one_by_one(batch: Any) -> Iterator[Any]:
+    """Copies of a record, each with its picture's part of every tensor, computed or not."""
+    parts = {name: value.split(1) for name, value in vars(batch).items()
+             if isinstance(value, Tensor)}
+    for tensors in zip(*parts.values(), strict=True):
+        one = copy(batch)
+        vars(one).update(zip(parts, tensors, strict=True))
+        yield one
 
 
 def read_ending(output: Any, B: int, task: str | None = None) -> Ending | None:

@@ -91,7 +91,7 @@ def notes_on(explanation: Explanation) -> list[str]:
     """What a reader of the maps must know; empty strings among it."""
     patches = str(explanation.grid) if explanation.grid.layout == "tokens" else ""
     notes = [evidence_note(explanation), patches, guided_note(explanation)]
-    if explanation.may_be_probability is not None and explanation.may_be_probability.any():
+    if explanation.may_be_probability.any():
         notes.append(MAY_BE_PROBABILITY)
     if explanation.negative_activations is not None and explanation.negative_activations.any():
         notes.append(f"{explanation.method} is made for maps after a ReLU, but those of "

@@ -160,6 +160,29 @@ def test_of_several_streams_one_is_explained_and_that_is_said():
     assert "several streams; norm carries some of it" in found.note
 
 
+class Pyramid(nn.Module):
+    """As a detector does, the head looks at three depths, the finest last."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Conv2d(1, 4, 3, padding=1)
+        self.middle, self.coarse = nn.Conv2d(4, 4, 2, 2), nn.Conv2d(4, 4, 2, 2)
+        self.look, self.head = nn.Conv2d(4, 4, 1), nn.Linear(12, 3)
+
+    def forward(self, x):
+        fine = self.fine(x)
+        middle = self.middle(fine.relu())
+        depths = [self.coarse(middle.relu()), middle, fine]
+        return self.head(torch.cat([self.look(y).mean((2, 3)) for y in depths], 1))
+
+
+def test_an_early_layer_behind_which_the_evidence_parts_is_said():
+    found = find_layer(Pyramid().eval(), torch.rand(1, 1, 12, 12))
+    assert found == FoundLayer("fine", "3 of 4 convolutions and the like come after fine, behind "
+                               "which the evidence goes several ways; name one of them to see a "
+                               "part of it")
+
+
 class Again(nn.Module):
     """One layer runs twice; what it gives the second time is not used."""
 

@@ -68,11 +68,24 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
         with as_input_error("the layer can't be found", f"name one, {GRAPH_HINT}"):
             layer = last_live_trunk(outputs, learned, y, x)
         if layer:
-            return replace(layer, note="; ".join(filter(None, (layer.note, note))))
+            notes = (layer.note, early_note(outputs, layer.name), note)
+            return replace(layer, note="; ".join(filter(None, notes)))
     # Of one cell, which shows no place; or one that no gradient reaches, as is told later.
     if last := first(outputs, lambda o: o.is_leaf and o.is_learned and o.grid.layout == "NCHW"):
         return FoundLayer(last.name)
     raise InputError(NO_GRID)
+
+
+def early_note(outputs: Sequence[LayerOutput], layer: str) -> str:
+    """Of a layer behind which most of the network lies, as in a detector that reads many depths."""
+    # The last one first; without an edge, as what reads texts beside, it does not see the picture.
+    is_counted = [bool(o.is_leaf and o.is_learned and o.edge) for o in outputs]
+    place = [output.name for output in outputs].index(layer)
+    total, behind = sum(is_counted), sum(is_counted[:place])
+    if behind <= total / 2:
+        return ""
+    return (f"{behind} of {total} convolutions and the like come after {layer}, behind which the "
+            "evidence goes several ways; name one of them to see a part of it")
 
 
 def first_score(output: Any, target: Target, task: str | None) -> tuple[Tensor, int]:

@@ -46,6 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from seenby import Explanation, explain  # noqa: E402
+from seenby.core.recorder import MoreInputs  # noqa: E402
 from seenby.core.search import find_layer  # noqa: E402
 from seenby.machine import import_torchvision  # noqa: E402
 
@@ -122,6 +123,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
              "window_size": 4},
     "ViT": SMALL,
 }  # fmt: skip
+DETECTORS = ("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_resnet50_fpn")
 QUICK = {
     "torchvision": """
         alexnet convnext_tiny efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5
@@ -144,9 +146,10 @@ def all_networks() -> list[tuple[str, str, Size]]:
              if f"torchvision {name}" not in LEFT_OUT]
     found += [("torchvision", "inception_v3", (299, 299))]
     found += [("torchvision", name, (96, 96)) for name in models.list_models(models.segmentation)]
+    found += [("torchvision", name, (96, 96)) for name in DETECTORS]
     found += [("timm", name, size) for size, names in TIMM.items() for name in names.split()]
     if importlib.util.find_spec("transformers"):
-        found += [("transformers", name, (64, 64)) for name in TRANSFORMERS]
+        found += [("transformers", name, (64, 64)) for name in (*TRANSFORMERS, "CLIP")]
     return sorted(found)
 
 
@@ -154,15 +157,53 @@ def quick_networks() -> list[tuple[str, str, Size]]:
     return [each for each in all_networks() if each[1] in QUICK.get(each[0], "").split()]
 
 
-class Logits(nn.Module):
-    """A network of transformers, which gives a record with the logits in it."""
+class PictureAndTexts(nn.Module):
+    """CLIP: how alike a picture is to each of some texts; a network of two inputs."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, clip: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.clip = clip
 
-    def forward(self, x: Tensor) -> Any:
-        return self.net(x).logits
+    def forward(self, x: Tensor, texts: Tensor) -> Tensor:
+        logits: Tensor = self.clip(input_ids=texts, pixel_values=x).logits_per_image
+        return logits
+
+
+def build_clip(package: Any) -> nn.Module:
+    few = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+           "intermediate_size": 96}  # fmt: skip
+    config = package.CLIPConfig(
+        text_config=few | {"vocab_size": 50, "max_position_embeddings": 8, "eos_token_id": 49},
+        vision_config=few | {"image_size": 64, "patch_size": 8}, projection_dim=32,
+    )  # fmt: skip
+    return PictureAndTexts(package.CLIPModel(config))
+
+
+def more_inputs(net: nn.Module) -> tuple[Tensor, ...]:
+    """What a network takes besides the pictures: of CLIP three texts of eight numbers."""
+    return (torch.arange(24).view(3, 8),) if isinstance(net, PictureAndTexts) else ()
+
+
+def build_detector(name: str) -> nn.Module:
+    """It keeps all boxes, however unsure, and whatever they cover: random weights are sure of
+    none, and torchvision's own way to leave some out may be missing beside torch's CPU build.
+    """
+    torch.compiler.set_stance("force_eager")  # else torchvision compiles what stands in for them
+    torchvision.ops.boxes.batched_nms = lambda _, scores, *_args: scores.argsort(descending=True)
+    net: nn.Module = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=3, min_size=96, max_size=96,
+        box_score_thresh=0.0, box_detections_per_img=20, rpn_post_nms_top_n_test=20,
+    )  # fmt: skip
+    return net
+
+
+def sureness(found: list[dict[str, Tensor]]) -> Tensor:
+    """The score that explains a detector: how sure it is of all boxes, (B,)."""
+    return torch.stack([each["scores"].sum() for each in found])
+
+
+def target_of(net: nn.Module) -> Callable[[Any], Tensor] | None:
+    return sureness if "RCNN" in type(net).__name__ else None
 
 
 def build(library: str, name: str, size: Size) -> nn.Module:
@@ -173,8 +214,12 @@ def build(library: str, name: str, size: Size) -> nn.Module:
         net = importlib.import_module("timm").create_model(name)
     elif library == "transformers":
         package = importlib.import_module("transformers")
+        if name == "CLIP":
+            return build_clip(package).eval()
         config = getattr(package, f"{name}Config")(**TRANSFORMERS[name])
-        net = Logits(getattr(package, f"{name}ForImageClassification")(config))
+        net = getattr(package, f"{name}ForImageClassification")(config)
+    elif name in DETECTORS:
+        net = build_detector(name)
     else:
         options: dict[str, Any] = {"image_size": size[0]} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):  # whose own way to draw them takes minutes
@@ -255,7 +300,7 @@ def cut_at(net: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, list[Tensor]]
 
     hook = net.get_submodule(layer).register_forward_hook(cut)
     try:
-        return net(x), leaves
+        return net(x, *more_inputs(net)), leaves
     finally:
         hook.remove()
 
@@ -275,24 +320,34 @@ def patches_go_around(net: nn.Module, norm: str, x: Tensor, prefix: int) -> bool
     with torch.no_grad():
         keep = net.get_submodule(norm).register_forward_hook(lambda *call: given.append(call[2]))
         with keep:
-            before = net(x)
+            before = logits_of(net(x, *more_inputs(net)))
         put_back = net.get_submodule(norm).register_forward_hook(lambda *_: given[0])
         with parent.register_forward_pre_hook(replace_patches), put_back:
-            return not torch.equal(before, net(x))
+            return not torch.equal(before, logits_of(net(x, *more_inputs(net))))
 
 
-def score(output: Any, target: Tensor) -> Tensor:
-    """The sum over a batch: of logits, or of a segmentation's, where the class wins."""
-    y = output["out"] if isinstance(output, dict) else output
+def logits_of(output: Any) -> Tensor:
+    """Of what a network gives: its logits by name, a segmentation's maps, or itself."""
+    y: Any = getattr(output, "logits", output)
+    tensor: Tensor = y["out"] if isinstance(y, dict) else y
+    return tensor
+
+
+def score(output: Any, target: Tensor | None) -> Tensor:
+    """The sum over a batch: of logits, or of a segmentation's, where the class wins; of a detector
+    how sure it is."""
+    if target is None:
+        return sureness(output).sum()
+    y = logits_of(output)
     rows: Tensor = y[range(len(y)), target]
     if y.ndim == 4:
         rows = rows * (y.argmax(1) == target[:, None, None])
     return rows.sum()
 
 
-def plain_gradient(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+def plain_gradient(net: nn.Module, x: Tensor, target: Tensor | None) -> Tensor:
     x = x.clone().requires_grad_()
-    return torch.autograd.grad(score(net(x.clone()), target), x)[0]
+    return torch.autograd.grad(score(net(x.clone(), *more_inputs(net)), target), x)[0]
 
 
 def largest(tensor: Tensor) -> float:
@@ -311,7 +366,6 @@ def compare(net: nn.Module, x: Tensor, e: Explanation) -> tuple[dict[str, float]
     size = (x.shape[2], x.shape[3])
     pixels = x.clone().requires_grad_()
     logits, leaves = cut_at(net, e.layer, pixels)
-    assert e.target is not None
     y_c = score(logits, e.target)
     dyc_dA, dyc_dx = torch.autograd.grad(y_c, [leaves[-1], pixels], allow_unused=True)
     A, layout, prefix = read_cells(leaves[-1].detach(), size)
@@ -346,7 +400,8 @@ def compare(net: nn.Module, x: Tensor, e: Explanation) -> tuple[dict[str, float]
 
 def look_around(net: nn.Module, x: Tensor, e: Explanation) -> tuple[int, float]:
     """Of two patches how many are found where they were changed, or next to it; and how deep the
-    layer lies: the share of the convolutions and linear layers that were done when it ended.
+    layer lies: of the convolutions and linear layers that see the picture, the share that were done
+    when it ended.
     """
     ends: list[str] = []
     kept: list[Tensor] = []
@@ -361,17 +416,18 @@ def look_around(net: nn.Module, x: Tensor, e: Explanation) -> tuple[int, float]:
 
     def note(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if name in learned or name == e.layer:
+            first = output[0] if isinstance(output, (tuple, list)) else output
+            sees_picture = isinstance(first, Tensor) and first.requires_grad
+            if (name in learned and sees_picture) or name == e.layer:
                 ends.append(name)
             if name == e.layer:
-                kept.append(output[0] if isinstance(output, (tuple, list)) else output)
-                kept[:] = [kept[-1].clone()]
+                kept[:] = [first.detach().clone()]
 
         return hook
 
     hooks = [module.register_forward_hook(note(name)) for name, module in net.named_modules()]
-    with torch.no_grad():
-        net(changed)
+    net.requires_grad_(False)
+    net(changed.requires_grad_().clone(), *more_inputs(net))
     for hook in hooks:
         hook.remove()
     A = read_cells(kept[-1], (H, W))[0]
@@ -398,7 +454,7 @@ def pictures(size: Size) -> Tensor:
 def as_exact_as_can_be(net: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """In float64 if the network runs in it."""
     with suppress(RuntimeError), torch.no_grad():
-        net.double()(x[:1].double())
+        net.double()(x[:1].double(), *more_inputs(net))
         return net, x.double()
     return net.float(), x
 
@@ -415,10 +471,11 @@ def draw_zero_weights(net: nn.Module) -> None:
 def examine(library: str, name: str, size: Size) -> dict[str, Any]:
     """One network: its layer, how it is read, and the verdict."""
     net, x = as_exact_as_can_be(build(library, name, size), pictures(size))
-    e = drawn = explain(net, x)
+    given: dict[str, Any] = {"target": target_of(net), "args": more_inputs(net)}
+    e = drawn = explain(net, x, **given)
     if "weights are zero" in e.layer_note:  # so are all gradients, which are no test of values
         draw_zero_weights(net)
-        drawn = explain(net, x)
+        drawn = explain(net, x, **given)
     difference, faults = compare(net, x, drawn)
     if (drawn.layer, drawn.grid) != (e.layer, e.grid):
         faults.append(f"of other weights the layer is {drawn.layer}")
@@ -426,7 +483,7 @@ def examine(library: str, name: str, size: Size) -> dict[str, Any]:
     if known is not None and e.layer.startswith("blocks.") and e.grid.prefix != known:
         faults.append(f"the network has {known} tokens before its patches")
     local, depth = look_around(net, x, e)
-    if depth < 0.5:
+    if depth < 0.5 and not e.layer_note:
         faults.append("not deep: most of the network lies behind the layer")
     return {
         "library": library, "network": name, "size": size, "layer": e.layer, "note": e.layer_note,
@@ -451,9 +508,9 @@ def passes(library: str, name: str, size: Size, rounds: int = 5) -> tuple[float,
     for _ in range(rounds + 1):  # the first warms up
         start = time.process_time()
         with torch.no_grad():
-            net(x)
+            net(x, *more_inputs(net))
         middle = time.process_time()
-        layer = find_layer(net, x).name
+        layer = find_layer(net, x, target_of(net), None, MoreInputs(more_inputs(net))).name
         ratios.append((time.process_time() - middle) / (middle - start))
     return round(statistics.median(ratios[1:]), 2), layer
 

@@ -16,6 +16,7 @@ from seenby.outputs.summary import (
     accuracy_lines,
     each_axis,
     nothing_explained,
+    notes_of,
     pad_sentence,
     skipped_lines,
     summary,
@@ -224,6 +225,14 @@ def test_why_nothing_is_explained():
     error = nothing_explained(Tally(skipped=["a; give b", "c", "d"]), "correct")
     assert str(error) == "a; give b (and 2 more that can't be read)"
     assert isinstance(error, InputError)
+
+
+def test_of_many_notes_the_commonest_are_told():
+    few = Tally(notes=Counter({f"label {n} is no class": n + 1 for n in range(10)}))
+    assert notes_of(few) == [f"label {n} is no class ({n + 1})" for n in range(9, -1, -1)]
+    many = Tally(notes=Counter({f"label {n} is no class": n + 1 for n in range(13)}))
+    assert notes_of(many) == [*(f"label {n} is no class ({n + 1})" for n in range(12, 2, -1)),
+                              "and 3 others, see note in the table"]
 
 
 def test_many_skipped_pictures_are_counted(digit_folder, tmp_path):

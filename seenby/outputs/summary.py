@@ -81,6 +81,13 @@ def skipped_lines(skipped: list[str], most: int = 20) -> list[str]:
     return lines + [f"and {more} more, see status in the table"] * (more > 0)
 
 
+def notes_of(tally: Tally, most: int = 10) -> list[str]:
+    """Those of the pictures, with the number of each; as many notes as there are labels may come."""
+    more = len(tally.notes) - most
+    notes = [f"{words} ({n})" for words, n in tally.notes.most_common(most)]
+    return notes + [f"and {more} others, see note in the table"] * (more > 0)
+
+
 def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
             columns: int, per_picture: int, written: str, trust: Sequence[str] = ()) -> str:
     """The account of a run; trust: the sentences of --trust.
@@ -102,8 +109,7 @@ def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, 
         *entry("pad", pad_sentence(explanation, pad)),
         *entry("pictures", f"{tally.explained} explained in {seconds:.1f} s{skipped}{figure}"),
         *accuracy_lines(tally, network),
-        *(line for words, n in tally.notes.items() for line in entry("note", f"{words} ({n})")),
-        *(line for words in network.notes for line in entry("note", words)),
+        *(line for words in (*notes_of(tally), *network.notes) for line in entry("note", words)),
         *trust_lines(trust),
         f"written   {textwrap.indent(written, ' ' * 10).lstrip()}",
     ])  # fmt: skip

@@ -457,6 +457,8 @@ def tests_of(file: str, folder: Path) -> list[str]:
         own, users = ["test_sid_a4*.py"], ["test_twin.py"]
     elif file in (PIPELINE, STORE):
         users = ["test_pipeline.py", "test_long_runs.py"]
+    elif file in (RECORDER, TASKS, TARGETS):
+        users = ["test_tasks.py", "test_targets.py", "test_endings.py"]
     found = [sorted((folder / "tests").glob(pattern)) for pattern in (*own, *users)]
     return [*dict.fromkeys(str(path.relative_to(folder)) for paths in found for path in paths)]
 

@@ -142,10 +142,10 @@ def as_if(o: Observation, tiles: Tensor) -> Observation:
 
 def verdict(observations: Sequence[Observation]) -> str:
     """judge's, without what it says beside."""
-    few = [replace(o, tiles={name: o.tiles[name] for name in (OWN, MIRRORED, MOVED)})
+    few = [replace(o, tiles={name: o.tiles[name] for name in (OWN, MIRRORED, MOVED, EDGES)})
            for o in observations]
     scores = scores_of(few)
-    gains = {name: intervals(scores[OWN] - scores[name]) for name in DECIDING}
+    gains = {name: intervals(scores[OWN] - scores[name]) for name in (*DECIDING, EDGES)}
     return decide(gains, len(observations))[0]
 
 
@@ -155,10 +155,11 @@ def confusion(seen: Seen) -> dict[str, dict[str, dict[str, int]]]:
     random = torch.Generator().manual_seed(0)
     for situation in seen[0][1]:
         counts = found[situation] = {}
+        judged = [as_if(o, tiles[situation]) for o, tiles in seen]
         for size in (*(n for n in SIZES if n < len(seen)), len(seen)):
             of = counts[str(size)] = dict[str, int]()
             for _ in range(1 if size == len(seen) else REPEATS):
                 chosen = torch.randperm(len(seen), generator=random)[:size].tolist()
-                said = verdict([as_if(seen[i][0], seen[i][1][situation]) for i in chosen])
+                said = verdict([judged[i] for i in chosen])
                 of[said] = of.get(said, 0) + 1
     return found

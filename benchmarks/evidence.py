@@ -69,7 +69,7 @@ class Effort:
     drawn: int = 1500  # steps of a transformer's training on drawn shapes
 
 
-QUICK = Effort(1, 1, 24, 24, 4, 24, 1, 10, 2, 10, 20, 24, 24, 30)
+QUICK = Effort(1, 1, 24, 24, 4, 24, 1, 10, 2, 10, 20, 12, 12, 30)
 
 
 # -------------------------------------------------------------------------- maps and their worth

@@ -82,7 +82,7 @@ def skipped_lines(skipped: list[str], most: int = 20) -> list[str]:
 
 
 def notes_of(tally: Tally, most: int = 10) -> list[str]:
-    """Those of the pictures, with the number of each; as many notes as there are labels may come."""
+    """Those of the pictures, with their numbers; there may be as many as there are labels."""
     more = len(tally.notes) - most
     notes = [f"{words} ({n})" for words, n in tally.notes.most_common(most)]
     return notes + [f"and {more} others, see note in the table"] * (more > 0)

@@ -110,8 +110,8 @@ def decide(gains: dict[str, Intervals], N: int) -> tuple[str, str, str]:
         by = ", ".join(f"{DECIDING[name]} by {weaker(gain)}" for name, gain in gains.items())
         if not is_above(edges, EPS):
             return ("like edges", "Not better than the picture's edges",
-                    "these maps are not better than the picture's edges, which no network draws, "
-                    f"but than {by}")
+                    "these maps are not better than the picture's edges, which no network draws; "
+                    f"they beat {by}")
         words = "hese maps point at what the network uses"
         return "points", f"T{words}", f"t{words}: better than {by}"
     if N >= FEWEST and (equal := [name for name, gain in gains.items() if is_below(gain, DELTA)]):

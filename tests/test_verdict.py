@@ -61,7 +61,7 @@ def test_the_words():
     )
     assert decide(gains(edges=gain(0.1, 0.09)), 40)[1:] == (
         "Not better than the picture's edges",
-        "these maps are not better than the picture's edges, which no network draws, but than a "
+        "these maps are not better than the picture's edges, which no network draws; they beat a "
         "flat map by 0.30 (0.20 to 0.40), another picture's by 0.30 (0.20 to 0.40), their mirror "
         "image by 0.30 (0.20 to 0.40), themselves moved by 0.30 (0.20 to 0.40)",
     )

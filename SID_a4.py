@@ -282,7 +282,7 @@ def read_image(path: Path, invert: bool) -> list[Picture]:
 
 def framed(photo: Image.Image, invert: bool) -> Image.Image:
     """A photographed digit as MNIST frames its own: white ink on black, 28 x 28."""
-    photo = ImageOps.contain(photo, (140, 140))
+    photo = photo.resize([max(7, round(s / max(photo.size) * 140)) for s in photo.size])  # never 0
     dark, middle, bright = np.percentile(np.asarray(photo), (1, 50, 99))
     if invert or middle > (dark + bright) / 2:  # most of it is paper: it is bright, the ink dark
         photo = ImageOps.invert(photo)

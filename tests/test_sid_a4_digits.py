@@ -410,6 +410,13 @@ def test_a_photograph_without_ink_is_refused(read, value):
     assert "no ink in it" in picture.note
 
 
+@pytest.mark.parametrize("shape", [(2, 60_000), (60_000, 2), (1, 29)])
+def test_a_strip_is_refused_in_the_same_words(read, shape):
+    (picture,) = read(grey(np.zeros(shape)), "strip.png")
+    assert picture.image is None
+    assert "no ink in it" in picture.note
+
+
 def test_digits_of_28_pixels_are_never_framed(read):
     (picture,) = read(grey(RAMP), "digit.png")
     assert picture.note == ""

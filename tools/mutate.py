@@ -445,6 +445,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "trust: one control is enough": (
         VERDICT, "all(is_above(gain, EPS) for gain", "any(is_above(gain, EPS) for gain",
     ),
+    "trust: maps like edges are right": (VERDICT, "if not is_above(edges, EPS):", "if False:"),
     "trust: reliability is never asked": (VERDICT, "if is_reliable else None", ""),
 }  # fmt: skip
 

@@ -381,7 +381,7 @@ def test_the_pages_count_the_verdicts():
 
 def test_the_page_lists_every_wrong_map_that_was_called_half_right():
     verdicts = {(name, situation): each["verdicts"][situation].values()
-                for name, each in KEPT["trust"].items() for situation in confusion.WRONG}  # fmt: skip
+                for name, each in KEPT["trust"].items() for situation in confusion.WRONG}
     cases = {key: [of.get("like edges", 0) for of in of_sizes]
              for key, of_sizes in verdicts.items() if any("like edges" in of for of in of_sizes)}
     assert sum(map(sum, cases.values())) == 43
@@ -391,7 +391,8 @@ def test_the_page_lists_every_wrong_map_that_was_called_half_right():
         ("small transformer, shapes", "random class"): [0, 0, 0, 2, 1],
         ("small transformer, shapes", "random weights 2"): [0, 0, 5, 3, 1],
     }
-    table = PAGE.partition("| network | maps | called not better than the edges |")[2].partition("\n\n")[0]
+    head = "| network | maps | called not better than the edges |"
+    table = PAGE.partition(head)[2].partition("\n\n")[0]
     assert [tuple(row.split(" | ")[:2]) for row in table.splitlines()[2:]] == [
         (f"| {name}", situation.replace(" 3", ", one network of three").replace(
             " 2", ", one network of three")) for name, situation in cases]  # fmt: skip

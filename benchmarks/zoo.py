@@ -288,12 +288,17 @@ class EveryReLUIsGuided(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def first_of(output: Any) -> Any:
+    """What a layer gives, or the first of several things."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
 def cut_at(net: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The logits, and what the layer gave at each call, as leaves from which the rest goes on."""
     leaves: list[Tensor] = []
 
     def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, (tuple, list)) else output
+        first = first_of(output)
         leaves.append(first.detach().clone().requires_grad_())
         go_on = leaves[-1].clone()
         return go_on if first is output else type(output)([go_on, *output[1:]])
@@ -416,7 +421,7 @@ def look_around(net: nn.Module, x: Tensor, e: Explanation) -> tuple[int, float]:
 
     def note(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, (tuple, list)) else output
+            first = first_of(output)
             sees_picture = isinstance(first, Tensor) and first.requires_grad
             if (name in learned and sees_picture) or name == e.layer:
                 ends.append(name)

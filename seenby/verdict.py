@@ -112,8 +112,8 @@ def decide(gains: dict[str, Intervals], N: int) -> tuple[str, str, str]:
             return ("like edges", "Not better than the picture's edges",
                     "these maps are not better than the picture's edges, which no network draws; "
                     f"they beat {by}")
-        words = "hese maps point at what the network uses"
-        return "points", f"T{words}", f"t{words}: better than {by}"
+        headline = "These maps point at what the network uses"
+        return "points", headline, f"{headline.lower()}: better than {by}"
     if N >= FEWEST and (equal := [name for name, gain in gains.items() if is_below(gain, DELTA)]):
         *most, last = (DECIDING[name] for name in equal)
         words = f"{', '.join(most)} or {last}" if most else last

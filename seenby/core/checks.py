@@ -13,7 +13,6 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from seenby.errors import InputError, is_out_of_memory, message_of
 
 ORIGINAL = "give the module it was made from"
-KINDS = (torch.jit.ScriptModule, torch.fx.GraphModule, LazyModuleMixin)  # that must be looked at
 
 
 def require_arguments(net: Any, x: Any) -> None:
@@ -45,15 +44,15 @@ def describe(value: Any) -> str:
 def require_network(modules: Sequence[nn.Module]) -> None:
     """Raise if the network hides its forward pass, or knows no way back through it."""
     for module in {type(module): module for module in modules}.values():
-        if isinstance(module, KINDS) or ".quantized" in type(module).__module__:
-            require_layer(module)
+        require_layer(module)
 
 
 def require_layer(module: Any) -> None:
     """Raise if it is of a kind that has no layers or no gradients."""
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError(f"the network is scripted, which hides what it does; {ORIGINAL}")
-    if type(module).__module__.startswith("torch.ao.nn."):
+    package = type(module).__module__
+    if package.startswith("torch.ao.nn.") and ".quantized" in package:
         raise InputError("the network is quantised, and has no gradients; give the one in floating "
                          "point that it was made from")
     if isinstance(module, torch.fx.GraphModule) and is_exported(module):

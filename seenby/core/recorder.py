@@ -64,7 +64,7 @@ class ForwardRecorder(TorchFunctionMode):
             out = self.activations.call(name, func, args, kwargs)
         else:
             out = (self.replacements.get(func, func) if args else func)(*args, **kwargs)
-        for tensor in (out,) if isinstance(out, Tensor) else tensors_in((out,)):
+        for tensor in tensors_in((out,)):
             if stride := output_stride(name, args, kwargs, tensor):
                 setattr(tensor, STRIDE, stride)
         if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -30,6 +30,7 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
         return
     modules = list(net.modules())
     with exclusive({*modules}):
+        require_network(modules)
         before, buffers = snapshot(modules), snapshot_of_buffers(modules)
         # Those that are on. Not by a module's own eval(), which may merge weights or print.
         flags: list[tuple[Any, str]] = [(each, "training") for each in modules if each.training]
@@ -77,7 +78,7 @@ if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks
     os.register_at_fork(after_in_child=forget_other_threads)
 
 
-def snapshot(modules: Sequence[nn.Module]) -> list[tuple[Any, Any]]:
+def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
     """Each module's attributes, and the dicts, lists and sets among them, with a copy of each.
 
     A network may fill a cache in eval mode, which would lack the weights' graph ever after, or hold
@@ -85,10 +86,8 @@ def snapshot(modules: Sequence[nn.Module]) -> list[tuple[Any, Any]]:
     of them has as well would take a twentieth of the course network's time.
     """
     containers: list[Any] = [*map(vars, modules)]
-    others = [module for module in modules if not is_pytorchs(module)]
-    require_network(others)
-    containers += [value for module in others for value in vars(module).values()
-                   if isinstance(value, (dict, list, set))]
+    containers += [value for module in modules if not is_pytorchs(module)
+                   for value in vars(module).values() if isinstance(value, (dict, list, set))]
     return [(each, each.copy()) for each in containers]
 
 

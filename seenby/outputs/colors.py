@@ -54,9 +54,7 @@ def array_of(maps: Tensor) -> np.ndarray:
     if len(maps) != 1:
         raise InputError(f"an explanation of {len(maps)} pictures was given; iterate over it, each "
                          "picture has one of its own")
-    array: np.ndarray = maps[0].float().cpu().numpy()
-    if not np.isfinite(array).all():
-        array = np.nan_to_num(array, nan=0, posinf=0, neginf=0)
+    array: np.ndarray = np.nan_to_num(maps[0].float().cpu().numpy(), nan=0, posinf=0, neginf=0)
     return array
 
 

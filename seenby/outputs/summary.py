@@ -76,16 +76,20 @@ def nothing_explained(tally: Tally, pick: str) -> InputError:
 
 def skipped_lines(skipped: list[str], most: int = 20) -> list[str]:
     """Why pictures were skipped, a line for each of the first ones; the table has them all."""
-    more = len(skipped) - most
-    lines = [f"skipped: {note}" for note in skipped[:most]]
-    return lines + [f"and {more} more, see status in the table"] * (more > 0)
+    return first_lines([f"skipped: {note}" for note in skipped], most,
+                       "more, see status in the table")
 
 
 def notes_of(tally: Tally, most: int = 10) -> list[str]:
     """Those of the pictures, with their numbers; there may be as many as there are labels."""
-    more = len(tally.notes) - most
-    notes = [f"{words} ({n})" for words, n in tally.notes.most_common(most)]
-    return notes + [f"and {more} others, see note in the table"] * (more > 0)
+    return first_lines([f"{words} ({n})" for words, n in tally.notes.most_common()], most,
+                       "others, see note in the table")
+
+
+def first_lines(lines: list[str], most: int, rest: str) -> list[str]:
+    """And how many there are behind them."""
+    left = len(lines) - most
+    return lines[:most] + [f"and {left} {rest}"] * (left > 0)
 
 
 def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,

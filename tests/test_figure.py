@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from seenby import InputError, Picture, Style, draw_grid, explain, overlay
-from seenby.outputs.figure import PANELS, panel_array, percent
+from seenby.outputs.figure import PANELS, panel_image, panel_map, percent
 from seenby.outputs.table import explained_row
 
 DIGITS = tuple("0123456789")
@@ -176,19 +176,31 @@ def test_the_figure_shows_the_pixels_themselves(network, digits):
 
 def test_panels_are_what_they_are_called(network, digits):
     explanation = explain(network.module, network.tensor([digits[3].image]))
-    raw, cam, R, both, over = (panel_array(name, digits[3], explanation, STYLE) for name in PANELS)
-    np.testing.assert_array_equal(raw, np.stack([digits[3].image] * 3, 2))
-    np.testing.assert_array_equal(cam, explanation.heatmap[0])
-    np.testing.assert_array_equal(R, explanation.R[0, 0])
-    np.testing.assert_allclose(both, explanation.R[0, 0] * explanation.heatmap[0])
-    np.testing.assert_array_equal(over, overlay(digits[3].image, explanation, STYLE))
+    heatmap, R = explanation.heatmap[0].numpy(), explanation.R[0, 0].numpy()
+    expected = {
+        "raw": digits[3].image.convert("RGB"),
+        "cam": STYLE.colorize(heatmap),
+        "guided": STYLE.colorize(R, signed=True),
+        "guided-cam": STYLE.colorize(R * heatmap, signed=True),
+        "overlay": overlay(digits[3].image, explanation, STYLE),
+    }
+    assert list(expected) == list(PANELS)
+    for name, image in expected.items():
+        np.testing.assert_array_equal(panel_image(name, digits[3], explanation, STYLE), image)
+
+
+def test_a_panel_adds_the_channels_of_a_colour(column):
+    R = torch.stack([torch.full((28, 28), value) for value in (1.0, 2.0, -4.0)])[None]
+    _, explanation = column(R=R, guided_cam=2 * R)
+    np.testing.assert_array_equal(panel_map("guided", explanation), np.full((28, 28), -1))
+    np.testing.assert_array_equal(panel_map("guided-cam", explanation), np.full((28, 28), -2))
 
 
 def test_panels_that_there_are_not_are_asked_for_in_vain(network, digits):
     explanation = explain(network.module, network.tensor([digits[3].image]), guided=False)
     words = r"panel guided was asked for, but .* guided=False; make them with guided=True"
     with pytest.raises(InputError, match=words):
-        panel_array("guided", digits[3], explanation, STYLE)
+        panel_map("guided", explanation)
     unread = Picture("x", None, "", "x is broken")
     with pytest.raises(InputError, match=r"x was not read \(x is broken\); leave it out"):
         draw_grid([unread], [explanation], DIGITS)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from seenby.core.explanation import Explanation
 from seenby.core.methods import METHODS
@@ -46,14 +47,18 @@ def panel_words(explanations: Sequence[Explanation]) -> dict[str, str]:
     }
 
 
-def panel_array(name: str, picture: Picture, explanation: Explanation, style: Style) -> np.ndarray:
-    """A map (H, W), or a picture in bytes (H, W, 3)."""
+def panel_image(name: str, picture: Picture, explanation: Explanation, style: Style) -> Image.Image:
     if picture.image is None:
         raise InputError(f"{picture.name} was not read ({picture.note}); leave it out")
     if name == "raw":
-        return np.asarray(picture.image.convert("RGB"))
+        return picture.image.convert("RGB")
     if name == "overlay":
-        return np.asarray(overlay(picture.image, explanation, style))
+        return overlay(picture.image, explanation, style)
+    return style.colorize(panel_map(name, explanation), name in SIGNED)
+
+
+def panel_map(name: str, explanation: Explanation) -> np.ndarray:
+    """(H, W), before it is coloured."""
     if name == "cam":
         return array_of(explanation.heatmap)
     signed = explanation.R if name == "guided" else explanation.guided_cam
@@ -61,11 +66,6 @@ def panel_array(name: str, picture: Picture, explanation: Explanation, style: St
         raise InputError(f"panel {name} was asked for, but the maps were made with guided=False; "
                          "make them with guided=True")
     return array_of(signed.sum(1))  # the channels of a colour together
-
-
-def panel_colors(name: str, values: np.ndarray, style: Style) -> np.ndarray:
-    """panel_array's as bytes (H, W, 3)."""
-    return values if values.ndim == 3 else style.colorize(values, name in SIGNED)
 
 
 def draw_grid(pictures: Sequence[Picture], explanations: Sequence[Explanation],
@@ -91,8 +91,8 @@ def draw_grid(pictures: Sequence[Picture], explanations: Sequence[Explanation],
             draw_column_heading(axes, x + 0.4, 0.12 + 0.19 * k, heading, row)
         for k, name in enumerate(style.panels):
             y = top + cell * k
-            values = panel_array(name, pictures[i], explanations[i], style)
-            draw_panel(axes, panel_colors(name, values, style), (x, y, x + 0.8, y + 0.8))
+            image = panel_image(name, pictures[i], explanations[i], style)
+            draw_panel(axes, image, (x, y, x + 0.8, y + 0.8))
             draw_empty_note(axes, name, explanations[i], x + 0.4, y + 0.4)
     for k, heading in enumerate(headings):
         axes.text(left - 0.1, 0.12 + 0.19 * k, HEADINGS[heading], size=9, color="0.25", ha="right",
@@ -170,14 +170,14 @@ def percent(probability: float) -> str:
     return "<0.1%" if probability < 0.0005 else f"{probability:.1%}"
 
 
-def draw_panel(axes: Axes, colors: np.ndarray, corners: Box) -> None:
-    """Bytes (H, W, 3), in their own proportions, in the middle of a box."""
+def draw_panel(axes: Axes, image: Image.Image, corners: Box) -> None:
+    """In its own proportions, in the middle of a box."""
     left, top, right, bottom = corners
-    h, w = colors.shape[:2]
+    w, h = image.size
     scale = min((right - left) / w, (bottom - top) / h)
     x, y = (left + right - w * scale) / 2, (top + bottom - h * scale) / 2
     extent = (x, x + w * scale, y + h * scale, y)
-    axes.imshow(colors, extent=extent, interpolation="nearest")
+    axes.imshow(image, extent=extent, interpolation="nearest")
 
 
 def draw_empty_note(axes: Axes, name: str, explanation: Explanation, x: float, y: float) -> None:

@@ -42,10 +42,10 @@ def prediction(explanation: Explanation, classes: Sequence[str]) -> tuple[str, s
     """The classes that the network says of a picture, and the probability of each."""
     if explanation.predicted is None or explanation.probabilities is None:
         return "", ""
-    said = explanation.predicted[0].nonzero()[:, 0].tolist()
-    numbers = explanation.probabilities[0]
+    numbers, is_said = explanation.probabilities[0].tolist(), explanation.predicted[0].tolist()
+    said = [c for c, is_ in enumerate(is_said) if is_]
     names = BETWEEN.join(classes[c] for c in said) or NO_LABEL
-    return names, BETWEEN.join(f"{float(numbers[c]):.6f}" for c in said)
+    return names, BETWEEN.join(f"{numbers[c]:.6f}" for c in said)
 
 
 def target_title(explanation: Explanation, classes: Sequence[str]) -> str:
@@ -101,7 +101,7 @@ def notes_on(explanation: Explanation) -> list[str]:
 
 def evidence_note(explanation: Explanation) -> str:
     """Why there is nothing to see, if so."""
-    if not explanation.is_finite.all():
+    if not explanation.is_finite:
         return NOT_FINITE
     if explanation.task == "segmentation" and float(target_probability(explanation)) == 0:
         return "the class wins no pixel"

@@ -23,7 +23,18 @@ from tqdm import tqdm
 from train_mnist import Digits
 
 from seenby import explain
-from seenby.scores import EDGES, MIRRORED, MOVED, OWN, Observation, intervals, scores_of
+from seenby.scores import (
+    COVERINGS,
+    EDGES,
+    MIRRORED,
+    MOVED,
+    OWN,
+    Observation,
+    half,
+    intervals,
+    map_of_falls,
+    scores_of,
+)
 from seenby.trials import GRID, displaced, make_plan, observe, tile_masses
 from seenby.verdict import DECIDING, decide, judge
 
@@ -47,7 +58,9 @@ def study(mnist: tuple[Digits, Digits], real: Path | None, effort: Any) -> dict[
         trust = judge([o for o, _ in seen])
         found[subject.name] = {
             "pictures": len(seen), "labelled": trust.labelled, "correct": trust.correct,
-            "reliability": trust.reliability, "gains": trust.minus, "verdicts": confusion(seen),
+            "reliability": trust.reliability, "gains": trust.minus,
+            "scores": {name: trust.correlation[name] for name in (OWN, COVERINGS)},
+            "of coverings": verdict_on_coverings(seen), "verdicts": confusion(seen),
         }  # fmt: skip
     return found
 
@@ -147,6 +160,11 @@ def verdict(observations: Sequence[Observation]) -> str:
     scores = scores_of(few)
     gains = {name: intervals(scores[OWN] - scores[name]) for name in (*DECIDING, EDGES)}
     return decide(gains, len(observations))[0]
+
+
+def verdict_on_coverings(seen: Seen) -> str:
+    """On maps made of half of the coverings, by the other half: whether a map can be accepted."""
+    return verdict([as_if(half(o, 1), map_of_falls(half(o, 0)).float()) for o, _ in seen])
 
 
 def confusion(seen: Seen) -> dict[str, dict[str, dict[str, int]]]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from confusion import WRONG
 from subjects import OTHERS, SHIPPED
+
+from seenby.scores import COVERINGS, OWN
+from seenby.verdict import weaker
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,16 +150,17 @@ def table(found: Tree) -> str:
 
 def verdicts(found: Tree) -> str:
     """What --trust says of each network's own maps, and how often it accepts wrong ones."""
-    heads = ["network", "pictures", "verdict", "of 40", "wrong maps accepted", "less a box",
-             "less the edges"]  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|---|---:|---|---:|---:|---:|---:|"]
+    heads = ["network", "pictures", "verdict", "of 40", "wrong maps accepted", "score", "reach",
+             "less a box", "less the edges"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---|---:|---|" + "---:|" * 6]
     for name, each in found["trust"].items():
         of = each["verdicts"]["default"]
         forty = of["40"].get("points", 0), sum(of["40"].values())
         wrong = accepted(each, WRONG)
-        gains = (weaker_of(each["gains"][control]) for control in ("box", "edges"))
+        scores = (f"{weaker(each['scores'][maps])[0]:.2f}" for maps in (OWN, COVERINGS))
+        gains = (signed(weaker(each["gains"][control])) for control in ("box", "edges"))
         cells = [name, str(each["pictures"]), *of[str(each["pictures"])],
-                 "{} in {}".format(*forty), "{} in {}".format(*wrong), *gains]  # fmt: skip
+                 "{} in {}".format(*forty), "{} in {}".format(*wrong), *scores, *gains]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(["<!-- from report/evidence.json: trust -->", *lines, "<!-- end -->"])
 
@@ -167,9 +171,8 @@ def accepted(network: Tree, situations: Sequence[str]) -> tuple[int, int]:
     return sum(of.get("points", 0) for of in counts), sum(sum(of.values()) for of in counts)
 
 
-def weaker_of(gain: Mapping[str, list[float]]) -> str:
-    """On the fill that says less."""
-    mean, low, high = min(gain.values(), key=lambda interval: interval[1])
+def signed(interval: Sequence[float]) -> str:
+    mean, low, high = interval
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 

@@ -13,7 +13,8 @@ RESAMPLES = 2000
 
 # The names of maps; what else was tried has names of two words, as in "layer conv1".
 OWN, FLAT, ANOTHER, MIRRORED, MOVED = "own", "flat", "another's", "mirrored", "moved"
-BOX, EDGES, REDRAWN, DEFAULT = "box", "edges", "redrawn", "default"
+BOX, EDGES, REDRAWN, COVERINGS = "box", "edges", "redrawn", "coverings"
+DEFAULT = "default"
 
 Interval = tuple[float, float, float]  # the mean, and its 95 % bounds
 Intervals = dict[str, Interval]  # on each fill
@@ -53,10 +54,8 @@ def correlations(o: Observation, tiles: Tensor) -> Tensor:
 
     Of a map without mass, or as much of it in every set, it is 0; so it is without a fall.
     """
-    falls = o.falls.double()
     mass = tiles.double() @ o.sets.double().T  # (K, M)
-    a, b = (v - v.mean(1, keepdim=True) for v in (falls, mass))
-    a = a * (falls.std(1, keepdim=True) > noise_of(o))
+    a, b = centred_falls(o), mass - mass.mean(1, keepdim=True)
     b = b * (b.abs().amax(1) > 1e-6 * mass.abs().amax(1))[:, None]
     lengths = a.norm(dim=1)[:, None] * b.norm(dim=1)
     correlation: Tensor = a @ b.T / lengths.clamp(min=1e-300)
@@ -64,12 +63,40 @@ def correlations(o: Observation, tiles: Tensor) -> Tensor:
 
 
 def responds(o: Observation) -> bool:
-    return bool((o.falls.double().std(1) > noise_of(o)).any())
+    return bool(centred_falls(o).any())
 
 
-def noise_of(o: Observation) -> float:
-    """How far a logit may move by the rounding of float32 alone."""
-    return 1e-5 * max(abs(o.y_c), float(o.falls.abs().max()), 1e-20)
+def centred_falls(o: Observation) -> Tensor:
+    """(fills, M) less their mean; zero where they may be the rounding of float32 alone."""
+    falls, noise = o.falls.double(), 1e-5 * max(abs(o.y_c), float(o.falls.abs().max()), 1e-20)
+    moves = falls.std(1, keepdim=True) > noise
+    return torch.where(moves, falls - falls.mean(1, keepdim=True), 0)
+
+
+def scores_of_coverings(observations: Sequence[Observation]) -> Tensor:
+    """(N, fills) of maps made of half of the sets, on the other half: a map can reach that much."""
+
+    def scores(o: Observation) -> Tensor:
+        first, second = (half(o, start) for start in (0, 1))
+        both = correlations(second, map_of_falls(first)) + correlations(first, map_of_falls(second))
+        return both[:, 0] / 2
+
+    return torch.stack([*map(scores, observations)])
+
+
+def map_of_falls(o: Observation) -> Tensor:
+    """(1, T) by how much each tile lets the score fall: a ridge regression on both fills."""
+    a, sets = centred_falls(o), o.sets.double()
+    a = (a / a.norm(dim=1, keepdim=True).clamp(min=1e-300)).sum(0)  # (M,)
+    sets = sets - sets.mean(0)
+    w = torch.linalg.solve(sets.T @ sets + torch.eye(sets.shape[1]).double(), sets.T @ a)
+    mass: Tensor = w.clamp(min=0)[None]
+    return mass
+
+
+def half(o: Observation, start: int) -> Observation:
+    """Every other set."""
+    return replace(o, sets=o.sets[start::2], falls=o.falls[:, start::2])
 
 
 def intervals(values: Tensor) -> Intervals:
@@ -90,8 +117,7 @@ def split_half(observations: Sequence[Observation]) -> float:
     """The reliability of one picture's score: of two halves of its sets, by Spearman and Brown."""
 
     def scores(start: int) -> Tensor:
-        halves = [replace(o, sets=o.sets[start::2], falls=o.falls[:, start::2])
-                  for o in observations]
+        halves = (half(o, start) for o in observations)
         return torch.stack([correlations(o, o.tiles[OWN]).mean() for o in halves])
 
     r = float(torch.corrcoef(torch.stack([scores(0), scores(1)]))[0, 1].nan_to_num(0))

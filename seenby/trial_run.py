@@ -18,10 +18,10 @@ from seenby.machine import threads_for
 from seenby.outputs.forest import draw_forest
 from seenby.outputs.store import OutputFolder, atomic_write
 from seenby.outputs.table import EXPLAINED
-from seenby.scores import BOX, EDGES, REDRAWN, Observation
+from seenby.scores import BOX, COVERINGS, EDGES, OWN, REDRAWN, Observation
 from seenby.settings import Settings
 from seenby.trials import Plan, make_plan, observe
-from seenby.verdict import DECIDING, Trust, judge, record
+from seenby.verdict import DECIDING, Trust, judge, record, weaker
 
 FILES = ("trust.json", "trust.png")
 ROWS = DECIDING | {BOX: "a box in the middle", EDGES: "the picture's edges",
@@ -94,7 +94,10 @@ def target_title(target: Target) -> str:
 
 def forest_of(trust: Trust) -> Any:
     right = f", {trust.correct} of {trust.labelled} read right" if trust.labelled else ""
-    return draw_forest(trust.headline, f"{trust.pictures} pictures x {trust.sets} sets{right}", {
+    counts = f"{trust.pictures} pictures x {trust.sets} sets{right}"
+    own, reach = (weaker(trust.correlation[name])[0] for name in (OWN, COVERINGS))
+    counts += f"\nthey score {own:.2f}, where {reach:.2f} can be reached"
+    return draw_forest(trust.headline, counts, {
         "the maps, less those of": {words: trust.minus[name] for name, words in ROWS.items()},
         "the default, less": trust.default_minus,
     })  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 from seenby.scores import (
     ANOTHER,
     BOX,
+    COVERINGS,
     DEFAULT,
     EDGES,
     FLAT,
@@ -32,6 +33,7 @@ from seenby.scores import (
     intervals,
     responds,
     scores_of,
+    scores_of_coverings,
     split_half,
     thirds,
 )
@@ -69,8 +71,9 @@ class Trust:
 
 def judge(observations: Sequence[Observation]) -> Trust:
     """The verdict, and the words for it."""
-    scores = scores_of(observations)  # (N, fills) each
     N = len(observations)
+    scores = scores_of(observations) | {COVERINGS: scores_of_coverings(observations)}  # (N, fills)
+    correlation = {name: intervals(score) for name, score in scores.items()}
     minus = {name: intervals(scores[OWN] - scores[name]) for name in (*DECIDING, *BESIDE)}
     # Where the default was asked for, it is their own.
     default = scores.get(DEFAULT, scores[OWN])
@@ -88,13 +91,14 @@ def judge(observations: Sequence[Observation]) -> Trust:
     labelled = [o.correct for o in observations if o.correct is not None]
     correct = sum(labelled)
     counts = sentence_of_counts(N, observations[0].falls.numel(), len(labelled), correct)
-    told = [] if verdict == "no response" else [*beside, *asked, better]
+    reach = sentence_of_reach(correlation[OWN], correlation[COVERINGS])
+    told = [] if verdict == "no response" else [reach, *beside, *asked, better]
     reliability = split_half(observations) if N >= FEWEST else None
     is_reliable = reliability is not None and reliability >= RELIABLE
     return Trust(
         verdict=verdict, headline=headline, sentences=(sentence, *told, counts),
         pictures=N, sets=len(observations[0].sets), labelled=len(labelled), correct=correct,
-        correlation={name: intervals(score) for name, score in scores.items()},
+        correlation=correlation,
         minus=minus, default_minus=default_minus, reliability=reliability,
         thirds=thirds(scores[OWN].mean(1)) if is_reliable else None,
     )  # fmt: skip
@@ -107,7 +111,8 @@ def decide(gains: dict[str, Intervals], N: int) -> tuple[str, str, str]:
     """The verdict, its headline and its sentence, from the gains over the controls."""
     edges, gains = gains[EDGES], {name: gains[name] for name in DECIDING}
     if N >= FEWEST and all(is_above(gain, EPS) for gain in gains.values()):
-        by = ", ".join(f"{DECIDING[name]} by {weaker(gain)}" for name, gain in gains.items())
+        by = ", ".join(f"{DECIDING[name]} by {words_of(weaker(gain))}"
+                       for name, gain in gains.items())
         if not is_above(edges, EPS):
             return ("like edges", "Not better than the picture's edges",
                     "these maps are not better than the picture's edges, which no network draws; "
@@ -117,7 +122,7 @@ def decide(gains: dict[str, Intervals], N: int) -> tuple[str, str, str]:
     if N >= FEWEST and (equal := [name for name, gain in gains.items() if is_below(gain, DELTA)]):
         *most, last = (DECIDING[name] for name in equal)
         words = f"{', '.join(most)} or {last}" if most else last
-        said = ", ".join(stronger(gains[name]) for name in equal)
+        said = ", ".join(words_of(stronger(gains[name])) for name in equal)
         return ("no better", f"No better than {words}",
                 f"these maps are no better than {words}: by {said}")
     headline = f"Cannot tell with {N} picture{'s' * (N > 1)}"
@@ -142,20 +147,26 @@ def pictures_needed(gains: dict[str, Intervals], N: int) -> str:
     return f"about {needed} would do" if needed <= MOST else f"more than {MOST} would be needed"
 
 
+def sentence_of_reach(own: Intervals, coverings: Intervals) -> str:
+    """Where the maps score far less, it is they that know little, and not the trial."""
+    return (f"their own score is {words_of(weaker(own))}; maps made of half of the coverings score "
+            f"{words_of(weaker(coverings))} on the other half, so that much can be reached")
+
+
 def sentence_beside(words: str, does: str, gain: Intervals) -> str:
     """Of a control that the verdict does not rest on."""
     if is_above(gain, EPS):
-        return f"they beat {words} by {weaker(gain)}"
+        return f"they beat {words} by {words_of(weaker(gain))}"
     if is_below(gain, 0):
-        return f"{words} {does} better by {weaker(negative(gain))}"
+        return f"{words} {does} better by {words_of(weaker(negative(gain)))}"
     if is_below(gain, DELTA):
-        return f"{words} {does} as well: {stronger(gain)}"
-    return f"whether they beat {words} cannot be told: {weaker(gain)}"
+        return f"{words} {does} as well: {words_of(stronger(gain))}"
+    return f"whether they beat {words} cannot be told: {words_of(weaker(gain))}"
 
 
 def sentence_of_others(gains: dict[str, Intervals]) -> str:
     """Which of the other layers, pads and methods do better."""
-    better = [f"the default with {name} does better by {weaker(gain)}"
+    better = [f"the default with {name} does better by {words_of(weaker(gain))}"
               for name, gain in gains.items() if is_above(gain, EPS)]
     return "; ".join(better) or f"none of {', '.join(gains)} does better"
 
@@ -178,14 +189,14 @@ def negative(gain: Intervals) -> Intervals:
     return {fill: (-mean, -high, -low) for fill, (mean, low, high) in gain.items()}
 
 
-def weaker(gain: Intervals) -> str:
+def weaker(gain: Intervals) -> Interval:
     """On the fill that says less."""
-    return words_of(min(gain.values(), key=lambda interval: interval[1]))
+    return min(gain.values(), key=lambda interval: interval[1])
 
 
-def stronger(gain: Intervals) -> str:
+def stronger(gain: Intervals) -> Interval:
     """On the fill that says more."""
-    return words_of(max(gain.values(), key=lambda interval: interval[2]))
+    return max(gain.values(), key=lambda interval: interval[2])
 
 
 def words_of(interval: Interval) -> str:

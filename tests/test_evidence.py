@@ -1,6 +1,7 @@
 """The studies measure what they say, and docs/evidence.md quotes what they found."""
 
 import json
+from operator import itemgetter
 
 import confusion
 import evidence
@@ -373,6 +374,12 @@ def test_the_pages_count_the_verdicts():
                for name, each in KEPT["trust"].items()}  # fmt: skip
     points = sum("points" in of for of in at_full.values())
     assert f"the own maps of {points} of {len(at_full)} networks are accepted" in page
+    of_coverings = [each["of coverings"] for each in KEPT["trust"].values()]
+    assert sorted(of_coverings) == ["like edges"] * 3 + ["points"] * 8
+    assert "all four controls on all eleven networks, and the edges, too, on eight" in page
+    scores = KEPT["trust"]["small transformer, shapes"]["scores"]
+    own, reach = (min(each.values(), key=itemgetter(1))[0] for each in scores.values())
+    assert f"reaches {own:.2f} of {reach:.2f}" in page
     off = sum("points" in each["verdicts"]["pad off by 3"][str(each["pictures"])]
               for each in KEPT["trust"].values())  # fmt: skip
     assert off == 3

@@ -14,8 +14,10 @@ from seenby.scores import (
     Observation,
     correlations,
     intervals,
+    map_of_falls,
     responds,
     scores_of,
+    scores_of_coverings,
     split_half,
     thirds,
 )
@@ -74,6 +76,31 @@ def test_of_several_ways_the_best_counts():
     both = [replace(o, tiles=o.tiles | {MIRRORED: torch.cat([torch.rand(2, 16), o.tiles[OWN]])})
             for o in some]  # fmt: skip
     torch.testing.assert_close(scores_of(both)[MIRRORED], scores_of(some)[OWN])
+
+
+def test_a_map_of_the_falls_has_its_mass_where_covering_lets_the_score_fall():
+    o = observed(0)
+    weights = torch.zeros(16)
+    weights[[0, 3, 9]] = torch.tensor([-1.0, 2.0, 1.0])
+    mass = map_of_falls(replace(o, falls=(o.sets @ weights).expand(2, -1)))[0]
+    assert mass.argsort(descending=True)[:2].tolist() == [3, 9]
+    assert mass[3] > 1.3 * mass[9] > 2 * mass.sort().values[-3]
+    assert mass[0] == 0  # covered it lets the score rise
+    still = replace(o, falls=torch.zeros(2, 24))
+    assert map_of_falls(still).tolist() == [[0] * 16]
+
+
+def test_maps_of_half_of_the_coverings_are_tried_on_the_other_half():
+    known = scores_of_coverings([observed(seed) for seed in range(40)])
+    assert known.shape == (40, 2)
+    assert known.mean() > 0.65
+    random = torch.Generator().manual_seed(0)
+    chance = [replace(observed(seed), falls=torch.randn(2, 24, generator=random))
+              for seed in range(200)]  # fmt: skip
+    assert scores_of_coverings(chance).mean().abs() < 0.04  # on the same half it would be 0.8
+    one = replace(observed(0), falls=torch.stack([torch.zeros(24), observed(0).falls[1]]))
+    assert scores_of_coverings([one])[0, 0] == 0
+    assert scores_of_coverings([one])[0, 1] > 0.5
 
 
 def test_intervals_are_those_of_the_mean_and_wider_for_few():

@@ -1,6 +1,8 @@
 """--trust: what a run says, writes, keeps when it is interrupted, and refuses."""
 
 import json
+from dataclasses import fields
+from operator import itemgetter
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from seenby.errors import InputError
 from seenby.machine import Ranks
 from seenby.options import parse_settings
 from seenby.pipeline import execute
+from seenby.trial_run import forest_of
+from seenby.verdict import Trust
 from SID_a4 import CourseCNN
 
 LIGHT = ("--no-overlays", "--no-raw", "--panels", "raw", "cam", "--columns", 1)
@@ -61,6 +65,17 @@ def test_the_account_the_record_and_the_plot(tried):
     assert record["network"] == "CourseCNN of SID_a4.py, mnist_model.pth"
     with Image.open(out / "trust.png") as plot:
         assert plot.width == 945  # 8 cm at 300 dpi
+
+
+def test_the_plot_says_what_can_be_reached(tried):
+    record = trial_in(tried[0])
+    own, reach = (min(record["correlation"][name].values(), key=itemgetter(1))[0]
+                  for name in ("own", "coverings"))
+    plot = forest_of(Trust(**{field.name: record[field.name] for field in fields(Trust)}))
+    assert plot.get_suptitle().splitlines()[-2:] == [
+        "8 pictures x 24 sets, 8 of 8 read right",
+        f"they score {own:.2f}, where {reach:.2f} can be reached",
+    ]
 
 
 def test_the_pictures_are_spread_over_the_run(many_digits, tmp_path, monkeypatch):

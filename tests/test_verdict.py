@@ -14,6 +14,8 @@ from seenby.verdict import (
     record,
     sentence_beside,
     sentence_of_others,
+    weaker,
+    words_of,
 )
 
 
@@ -128,8 +130,12 @@ def test_a_judgement():
     found = judge([observed(seed, 0.2, seed % 4 == 3) for seed in range(40)])
     assert found.verdict == "points"
     assert (found.pictures, found.sets, found.labelled, found.correct) == (40, 24, 40, 10)
-    first, box, edges, redrawn, default, others, counts = found.sentences
+    first, reach, box, edges, redrawn, default, others, counts = found.sentences
     assert first.startswith("these maps point at what the network uses: better than a flat map by ")
+    own, coverings = (words_of(weaker(found.correlation[name])) for name in ("own", "coverings"))
+    assert reach == (f"their own score is {own}; maps made of half of the coverings score "
+                     f"{coverings} on the other half, so that much can be reached")  # fmt: skip
+    assert own > "0.9" > coverings > "0.5"
     assert box.startswith("they beat a box in the middle by ")
     assert edges.startswith("they beat the edges of the picture by ")
     assert redrawn.startswith("they beat a network of freshly drawn weights by ")

@@ -433,6 +433,11 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "trust: its own map among the others'": (
         SCORES, "with_all.sum(2) - with_all.diagonal(dim1=0, dim2=2).T", "with_all.sum(2)",
     ),
+    "trust: coverings are foretold by themselves": (
+        SCORES, "correlations(second, map_of_falls(first))",
+        "correlations(second, map_of_falls(second))",
+    ),
+    "trust: a map of what lets the score rise": (SCORES, "w.clamp(min=0)", "(-w).clamp(min=0)"),
     "trust: intervals of few as those of many": (SCORES, "* (1 + 2 / N)", ""),
     "trust: one fill is enough": (
         VERDICT, "all(low > bound for _, low, _ in gain.values())",

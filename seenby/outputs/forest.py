@@ -23,7 +23,7 @@ def draw_forest(title: str, counts: str, groups: Mapping[str, Mapping[str, Gain]
     with rc_context({"font.size": 7}):
         words = textwrap.fill(title, 48)
         rows = sum(1 + len(gains) for gains in groups.values() if gains)
-        height = ROW * rows + 0.9 + 0.12 * words.count("\n")
+        height = ROW * rows + 0.9 + 0.12 * f"{words}{counts}".count("\n")
         figure = Figure((WIDTH, height), dpi=300, layout="constrained")
         axes = figure.add_subplot()
         y = 0

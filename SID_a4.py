@@ -85,9 +85,9 @@ def normalised(images: Sequence[Image.Image]) -> Tensor:
 
 # --------------------------------------------------------------------------------- Explanation
 
-# Without padding the border is lost: 28 pixels, 2 from cell to cell, make 14 cells; conv2 has 8.
-# Its cell i sees the pixels 2i to 2i + 13, centred at 2i + 7. Of 14 cells, cell j is centred at
-PAD = 3  # 2j + 1, so j = i + 3: with (14 - 8) / 2 zeros on each side it lies where it looked.
+# Without padding the border is lost: of 14 cells, 2 pixels apart, conv2 has 8. Its cell i sees the
+# pixels 2i to 2i + 13, centred at 2i + 7. Of all 14, cell j is centred at 2j + 1, so j = i + 3.
+PAD = 3  # (14 - 8) / 2 zeros on each side: each cell lies where it looked
 
 
 class Explanation(NamedTuple):
@@ -225,11 +225,11 @@ def read_pictures(sources: Iterable[str | Path], invert: bool = False) -> list[P
 
 
 def files_in(source: Path) -> list[Path]:
-    """A file itself; of a folder what may hold digits, the example digits only if alone."""
+    """A file itself; of a folder what may hold digits and is not hidden, examples only if alone."""
     if not source.is_dir():
         return [source]
     files = [f for f in sorted(source.rglob("*")) if f.suffix.lower() in KINDS and f.is_file()]
-    files = [f for f in files if "/." not in f.as_posix()[len(source.as_posix()) :]]  # hidden ones
+    files = [f for f in files if not any(p[0] == "." for p in f.relative_to(source).parts)]
     return [file for file in files if file.name != EXAMPLES] or files
 
 
@@ -457,7 +457,7 @@ def account(options: Any, net: CourseCNN, rows: list[dict[str, str]], seconds: f
     labels = Counter(row["label"] for row in explained if row["label"])
     right = Counter(row["label"] for row in explained if row["label"] == row["predicted"])
     hits, of = sum(right.values()), sum(labels.values())
-    counts = ", ".join(f"{c}_{right[c]}/{labels[c]}" for c in sorted(labels))
+    counts = ", ".join(f"{c}_{right[c]}/{labels[c]}" for c in sorted(labels))  # _: don't wrap here
     notes = Counter(note for row in explained for note in row["note"].split("; ") if note)
     if any(file.name == EXAMPLES for source in options.images for file in files_in(source)):
         notes["these are the example digits: put your own into data/"] = n
@@ -495,6 +495,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Pillow's and matplotlib's, of odd files and names
-    logging.disable()  # and what they log, and what libtiff writes: each line is to be our own
+    logging.disable()  # and what they log, and what libtiff writes, if it is found (bool: nothing)
     getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", bool)(None)
     sys.exit(main())

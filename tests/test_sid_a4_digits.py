@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -434,10 +435,12 @@ def test_a_picture_that_is_wrong_does_not_darken_those_from_0_to_1(read):
     np.testing.assert_array_equal(also.image, RAMP)
 
 
-def test_hidden_files_and_folders_are_not_read(tmp_path):
+def test_hidden_files_and_folders_are_not_read(tmp_path, monkeypatch):
     for folder in ("seen", ".ipynb_checkpoints"):
         (tmp_path / folder).mkdir()
         grey(RAMP).save(tmp_path / folder / "a.png")
         grey(RAMP).save(tmp_path / folder / ".b.png")
     assert [picture.name for picture in read_pictures([tmp_path])] == ["a"]
     assert [p.name for p in read_pictures([tmp_path / ".ipynb_checkpoints"])] == ["a"]
+    monkeypatch.chdir(tmp_path)
+    assert [picture.name for picture in read_pictures([Path()])] == ["a"]

@@ -19,7 +19,7 @@ from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS
 from seenby.core.placement import Pad, gaussian_blur, place
 from seenby.core.search import earlier_layers, find_layer
-from seenby.core.targets import Target
+from seenby.core.targets import Like, Ranked, Target, is_vector, one_each
 from seenby.errors import InputError
 from seenby.machine import split_on_oom
 from seenby.scores import BOX, DEFAULT, EDGES, MIRRORED, MOVED, OWN, REDRAWN, Observation
@@ -63,23 +63,17 @@ def trust(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
         given = "" if labels is None else f" and {len(labels)} labels"
         raise InputError(f"{N} pictures{given} were given; give 2 to {MOST}, and as many labels")
     targets = per_picture(target, N)
-    plan = make_plan(net, x[:1], targets[0], layer, method, pad, task)
     known = [None] * N if labels is None else [int(label) for label in labels]
-    return judge([observe(plan, each, c, i, label) for i, (each, c, label) in
-                  enumerate(zip(x.split(1), targets, known, strict=True))])
+    with torch.inference_mode(False), torch.enable_grad():
+        plan = make_plan(net, x[:1], targets[0], layer, method, pad, task)
+        return judge([observe(plan, each, c, i, label) for i, (each, c, label) in
+                      enumerate(zip(x.split(1), targets, known, strict=True))])
 
 
 def per_picture(target: Target, N: int) -> list[Target]:
     """What is explained in each of N pictures: one target for all, or a class for each."""
-    is_list = isinstance(target, Sequence) and not isinstance(target, str)
-    is_tensor = isinstance(target, Tensor) and target.ndim and not target.is_floating_point()
-    if not (is_list or is_tensor):
-        return [target] * N
-    classes: Tensor = torch.as_tensor(target)
-    if classes.shape != (N,):
-        raise InputError(f"targets of shape {tuple(classes.shape)} were given for {N} pictures; "
-                         "give one class for all or one for each")
-    return [*classes.split(1)]
+    is_one = target is None or isinstance(target, (str, int, Ranked, Like)) or callable(target)
+    return [target] * N if is_one or is_vector(target) else one_each(target, N)
 
 
 def make_plan(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
@@ -108,7 +102,7 @@ def observe(plan: Plan, x: Tensor, target: Target, seed: int,
     random = torch.Generator().manual_seed(seed)
     sets = draw_sets(random)
     own = explain_as(plan, plan.asked, x, target)
-    if own.target is not None and not isinstance(target, str):
+    if own.target is not None and not own.target_name:  # up and down stay as they are
         target = int(own.target)  # also where the covered picture is taken for something else
     redraw(plan.redrawn, plan.net, random)
     maps = displaced(own.heatmap) | {
@@ -118,12 +112,21 @@ def observe(plan: Plan, x: Tensor, target: Target, seed: int,
     }
     maps |= {name: explain_as(plan, each, x, target).heatmap for name, each in plan.others.items()}
     falls = [own.y_c - covered_scores(plan, x, target, fill, sets) for fill in fills(x)]
-    correct = None if label is None or own.predicted is None else bool(own.predicted[0, label])
     return Observation(
         sets=sets, y_c=float(own.y_c), falls=torch.stack(falls).cpu(),
         tiles={name: tile_masses(each).cpu() for name, each in maps.items()},
-        correct=correct,
+        correct=is_correct(own.predicted, label),
     )  # fmt: skip
+
+
+def is_correct(predicted: Tensor | None, label: int | None) -> bool | None:
+    """Whether the class is predicted (1, C); None where none is, or where it is not known."""
+    if predicted is None or label is None:
+        return None
+    C = predicted.shape[1]
+    if not 0 <= label < C:
+        raise InputError(f"label {label} was given; the network has classes 0 to {C - 1}")
+    return bool(predicted[0, label])
 
 
 # ----------------------------------------------------------------------------------- what is seen

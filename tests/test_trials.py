@@ -1,5 +1,6 @@
 """The trial of maps, on networks of which it is known by construction where they look."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -280,9 +281,44 @@ def test_a_target_that_is_no_class_of_each_picture_is_refused(corners):
 
 def test_a_target_for_each_picture(corners):
     net = Upright().eval()
-    both = [trust(net, corners[:8], target=each) for each in (0, [0] * 8)]
-    assert vars(both[0]) == vars(both[1])
-    assert vars(trust(net, corners[:8], target=[0] * 7 + [1])) != vars(both[0])
+    first, *same = (trust(net, corners[:8], target=each)
+                    for each in (0, [0] * 8, np.zeros(8, int), torch.zeros(8).long()))
+    assert all(vars(each) == vars(first) for each in same)
+    assert vars(trust(net, corners[:8], target=[0] * 7 + [1])) != vars(first)
+
+
+def test_the_most_probable_class_stays_the_same_while_tiles_are_covered(network, digits):
+    x = network.tensor([digit.image for digit in digits])
+    named, ranked = (trust(network.module, x, target=each) for each in (None, "top:1"))
+    assert vars(named) == vars(ranked)
+
+
+class Pooled(Upright):
+    """Its last layer sees no places, which a search without gradients does not know."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(1, 4, 5, padding=2), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.relu(self.conv(x)).mean((2, 3), keepdim=True)).flatten(1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_mode_of_the_caller_changes_nothing(mode, corners):
+    net = Pooled().eval()
+    expected = trust(net, corners[:8])
+    assert "layer conv" not in expected.correlation  # it is the default
+    with mode():
+        assert vars(trust(net, corners[:8].clone())) == vars(expected)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_is_no_class_is_refused(label, corners):
+    words = f"label {label} was given; the network has classes 0 to 1"
+    with pytest.raises(InputError, match=words):
+        trust(Upright().eval(), corners[:8], labels=[0] * 7 + [label])
 
 
 class OneNumber(Upright):

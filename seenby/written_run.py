@@ -44,7 +44,7 @@ quoted = lru_cache(8)(quote)  # the files of one picture have one name
 
 
 class WrittenRun:
-    """A run as it lies on the disk; groups are the rows of each picture that was not left out."""
+    """A run as it lies on the disk; groups are the rows of each picture that was picked."""
 
     def __init__(self, table: Path) -> None:
         self.table, self.rows, self.record = table, read_rows(table), read_record(table)

@@ -42,7 +42,7 @@ def test_tokens_that_are_no_patches(tokens, size):
     [
         ((2, 768, 7, 7), Grid(7, 7, "NCHW")),
         ((2, 7, 7, 768), Grid(7, 7, "NHWC")),
-        ((2, 7, 7, 7), Grid(7, 7, "NCHW")),  # either: the usual one
+        ((2, 7, 7, 7), Grid(7, 7, "NHWC")),  # either: of the other one the stride is mostly known
         ((2, 512, 1, 1), Grid(1, 1, "NCHW")),
         ((2, 197, 192), Grid(14, 14, "tokens", 1)),
         ((2, 1, 196, 384), None),  # one window of 196 tokens

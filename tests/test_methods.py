@@ -133,6 +133,28 @@ def test_only_the_counterfactual_speaks_against_the_class():
     assert [name for name, method in METHODS.items() if method.against] == ["counterfactual"]
 
 
+class Exact(nn.Module):
+    """Goes on in single precision, also under autocast."""
+
+    def forward(self, a):
+        return a.float() * 1.001
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_as_exact_as_what_they_are_made_of_also_under_autocast(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 40, 3), Exact(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    x = torch.rand(2, 1, 20, 20)
+    net(x)
+    A = []
+    net[1].register_forward_hook(lambda module, args, output: A.append(output.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = explain(net, x, 1, "1", method)
+    expected = F.relu((found.alpha[:, :, None, None] * A[0]).sum(1))
+    assert found.L_c.dtype == found.heatmap.dtype == torch.float32
+    torch.testing.assert_close(found.L_c, expected, rtol=1e-5, atol=1e-6 * float(expected.max()))
+
+
 def test_to_add_a_method_a_record_is_added(monkeypatch):
     """Here the largest gradient of each map is its weight."""
     method = Method(lambda A, dyc_dA: dyc_dA.amax((2, 3)), "Max-CAM", assumes_relu=True)

@@ -94,7 +94,7 @@ def test_a_picture_that_is_not_square_has_a_pad_for_each_axis():
     assert explanation.heatmap.shape == (1, 24, 34)
 
 
-@pytest.mark.parametrize("pad", [-1, 1.5, "same"])
+@pytest.mark.parametrize("pad", [-1, 1.5, "same", True])
 def test_a_pad_that_is_no_number_of_cells_is_refused(pad):
     with pytest.raises(InputError, match=r"pad .* was given; give 'auto' or a number of cells"):
         explain(DigitCNN(), torch.rand(1, 1, 28, 28), pad=pad)

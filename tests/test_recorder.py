@@ -1,5 +1,7 @@
 """What is recorded of a forward pass: the maps, their stride, and how it ends."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -32,27 +34,79 @@ def test_maps_are_those_of_the_layer_although_an_in_place_operation_follows(inpl
     assert not torch.allclose(expected, grad_cam_oracle(lambda A: fc(A.flatten(1)), A, [1, 1]))
 
 
-class Identical(nn.Module):
-    """Its layer hands on the tensor that it was given, which is overwritten afterwards."""
+class Half(nn.Module):
+    def forward(self, a):
+        return a[:, :1].expand(-1, 2, -1, -1)
 
-    def __init__(self):
+
+class Identical(nn.Module):
+    """Its layer hands on what it was given, or a view of it, which is overwritten afterwards."""
+
+    def __init__(self, same, name):
         super().__init__()
-        self.conv, self.same, self.fc = nn.Conv2d(1, 2, 3), nn.Identity(), nn.Linear(2, 2)
+        self.conv, self.same, self.fc = nn.Conv2d(1, 2, 3), same, nn.Linear(2, 2)
+        self.name = name
 
     def forward(self, x):
         a = self.conv(x)
-        b = self.same(a)
+        b = self.same(a) if self.name is None else self.same(**{self.name: a})
         a.add_(9)
         return self.fc(b.mean((2, 3)))
 
 
-def test_maps_of_a_layer_that_changes_nothing_are_not_overwritten():
-    net, x = Identical(), torch.randn(2, 1, 6, 6)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(
+    ("same", "name"), [(nn.Identity(), None), (nn.Identity(), "input"), (Half(), None)]
+)
+def test_maps_of_a_layer_that_changes_nothing_are_not_overwritten(same, name, guided):
+    net, x = Identical(same, name), torch.randn(2, 1, 6, 6)
     with torch.no_grad():
-        A = net.conv(x)
-    explanation = explain(net, x, 1, layer="same", guided=False)
+        A = same(net.conv(x))
+        net.fc.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, -0.5]]) * 36)
+    explanation = explain(net, x, 1, layer="same", guided=guided)
     expected = F.relu((explanation.alpha[:, :, None, None] * A).sum(1))
     torch.testing.assert_close(explanation.L_c, expected)
+
+
+class Pair(NamedTuple):
+    maps: torch.Tensor
+    more: int
+
+
+class GivesPair(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.kind = nn.Conv2d(1, 2, 3), kind
+
+    def forward(self, x):
+        return self.kind(self.conv(x), 5)
+
+
+@pytest.mark.parametrize("kind", [Pair, lambda *both: tuple(both), lambda *both: [*both]])
+def test_of_several_things_the_first_is_the_maps(kind):
+    class Net(Identical):
+        def forward(self, x):
+            pair = self.same(x)
+            assert isinstance(pair, type(kind(1, 2)))
+            assert pair[1] == 5
+            return self.fc(pair[0].mean((2, 3)))
+
+    net, x = Net(GivesPair(kind), None), torch.randn(2, 1, 6, 6)
+    assert torch.equal(explain(net, x, 1, "same").L_c, explain(net, x, 1, "same.conv").L_c)
+
+
+def test_a_layer_that_gives_whole_numbers_is_no_map():
+    class Rounds(nn.Module):
+        def forward(self, a):
+            return a.detach().round().long()
+
+    class Net(Identical):
+        def forward(self, x):
+            a = self.conv(x)
+            return self.fc((a + self.same(a)).mean((2, 3)))
+
+    with pytest.raises(InputError, match=r"layer same gives \(1, 2, 4, 4\), which are no cells"):
+        explain(Net(Rounds(), None), torch.rand(1, 1, 6, 6), 1, "same")
 
 
 class Hooked(nn.Module):
@@ -124,6 +178,7 @@ class Trunk(nn.Module):
         ((1, 1), lambda x, w: F.avg_pool2d(x, 13, 1) + F.max_pool2d(x, 2, ceil_mode=True)),
         ((1, 1), lambda x, w: x + x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
         (None, lambda x, w: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
+        (None, lambda x, w: x.mT.mT.permute(0, 1, 3, 2).permute(0, 1, 3, 2)),
         (None, lambda x, w: x.flatten(1).view(x.shape)),
         (None, lambda x, w: F.interpolate(x, scale_factor=2)),
         (None, lambda x, w: F.adaptive_avg_pool2d(x, 5)),
@@ -137,6 +192,29 @@ def test_the_stride_is_followed_or_known_to_be_lost(stride, trunk):
     if stride is None:
         stretched = F.interpolate(explanation.L_c[:, None], (24, 25), mode="bilinear")[:, 0]
         assert torch.equal(explanation.heatmap, stretched)
+
+
+class LastAxis(nn.Module):
+    """A convolution as large in every axis, whose channels are then the last one."""
+
+    def __init__(self, K):
+        super().__init__()
+        self.conv, self.last, self.fc = nn.Conv2d(1, K, 2, 2), nn.Linear(K, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(self.last(self.conv(x).permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_channels_that_come_last_are_known_also_where_they_are_as_many_as_the_rows(memory):
+    torch.manual_seed(0)
+    net, x = LastAxis(6), torch.rand(2, 1, 12, 12).contiguous(memory_format=memory)
+    found = explain(net, x, 1, layer="last")
+    assert found.grid.layout == "NHWC"
+    A = net.last(net.conv(x).permute(0, 2, 3, 1)).detach().requires_grad_()  # (B, 6, 6, 6)
+    g = torch.autograd.grad(net.fc(A.relu().mean((1, 2)))[:, 1].sum(), A)[0]
+    expected = F.relu((A * g.mean((1, 2), keepdim=True)).sum(3))
+    torch.testing.assert_close(found.L_c, expected.detach())
 
 
 class OfParts(nn.Module):
@@ -166,6 +244,32 @@ def test_softmax_at_the_end_changes_nothing(network, digits):
         ended = explain(nn.Sequential(network.module, end), x, layer="0.conv2")
         for name in ("logits", "alpha", "heatmap", "R", "guided_cam"):
             assert torch.equal(getattr(ended, name), getattr(plain, name))
+
+
+class Reshaped(nn.Module):
+    def __init__(self, reshape):
+        super().__init__()
+        self.conv, self.reshape = nn.Conv2d(1, 3, 3), reshape
+
+    def forward(self, x):
+        return self.reshape(self.conv(x).sigmoid())
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda p: p.view(len(p), -1),
+        lambda p: torch.flatten(input=p, start_dim=1),
+        lambda p: p.reshape(len(p), 48),
+    ],
+)
+def test_an_ending_that_is_reshaped_is_known_for_one_picture_and_for_several(reshape):
+    torch.manual_seed(0)
+    net, x = Reshaped(reshape), torch.rand(3, 1, 6, 6)
+    found = explain(net, x, 1, layer="conv")
+    assert (found.task, found.undone) == ("multilabel", "sigmoid")
+    torch.testing.assert_close(found.logits, net.conv(x).flatten(1).detach())
+    torch.testing.assert_close(found.L_c[:1], explain(net, x[:1], 1, layer="conv").L_c)
 
 
 def test_a_softmax_that_is_changed_afterwards_is_no_softmax():

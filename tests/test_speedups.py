@@ -325,6 +325,46 @@ def test_alike_pixels_stay_alike(network, digits, B):
     assert exact.R.abs().amax((1, 2, 3)).min() > 0.2
 
 
+ROWS_IN_SCRIPT = torch.jit.CompilationUnit("""
+def rows(x):
+    return x.view(x.size(0), -1)
+""").rows
+
+
+class RowsBehind(torch.autograd.Function):
+    """Views its gradient's maps as rows, which no recorder sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.view(len(gradient), -1).view(gradient.shape)
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS_IN_SCRIPT, lambda x: RowsBehind.apply(x).flatten(1), RowsBehind.apply]
+)
+def test_views_that_are_not_seen_do_without(rows):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 3)
+
+        def forward(self, x):
+            return self.fc(rows(self.conv(x).relu()).flatten(1))
+
+    net, x = Net(), torch.rand(2, 3, 8, 8)
+    found = explain(net, x, 1, "conv")
+    with speedups.off():
+        expected = explain(net, x, 1, "conv")
+    torch.testing.assert_close(found.R, expected.R)
+    torch.testing.assert_close(found.L_c, expected.L_c)
+    with pytest.raises(InputError, match="class 7 was given"):
+        explain(net, x, 7, "conv")
+
+
 def test_grey_pixels_are_explained_under_autocast(network, digits):
     x = network.tensor([digits[0].image])
     with torch.autocast("cpu", torch.bfloat16):

@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -114,6 +115,7 @@ class Keeps(nn.Module):
         self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
         self.cache, self.calls, self.seen, self.last = {}, [0], {"x"}, None
         self.full = {"kept": torch.ones(2), "lost": torch.ones(2)}
+        self.counts, self.order = Counter(conv=5), {"a": 1, "b": 2}
         self.register_buffer("peak", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
         self.plain = self.conv.weight * 1  # as a weight norm keeps it
@@ -130,6 +132,8 @@ class Keeps(nn.Module):
         self.last, self.plain = x, self.conv.weight * 2
         self.full["new"] = self.full.pop("lost", None)
         self.full["kept"] = torch.zeros(2)
+        self.counts["conv"] += 1
+        self.order["a"] = self.order.pop("a")  # now the last one
         with torch.no_grad():
             self.peak.copy_(torch.maximum(self.peak, x.amax()))  # in place
             self.mean = x.mean((0, 2, 3))  # another tensor

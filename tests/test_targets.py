@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_tasks import Body, assert_maps, maps_by_hand, network, pictures
 
 from seenby import InputError, explain, explain_many
@@ -32,6 +33,51 @@ def test_a_function_sees_the_raw_output_whatever_it_is():
     assert explain(net, x, difference).layer == "conv2"
     with pytest.raises(InputError, match="gives list of dict of boxes, scores"):
         explain_many(net, x, [difference, 3], "conv2")
+
+
+def test_a_function_that_knows_the_pictures():
+    """As a loss knows their labels; also while the layer is searched."""
+    net, x, labels = network(), pictures(), torch.tensor([4, 0, 2])
+    found = explain(net, x, lambda y: -F.cross_entropy(y, labels, reduction="none"))
+    p = net(x).softmax(1).detach()
+    weights = (torch.eye(5).to(p)[labels] - p) @ net.head.weight.detach()
+    assert found.layer == "conv2"
+    for b, picture in enumerate(found):
+        L_c, R = maps_by_hand(net, x[b : b + 1], weights[b])
+        torch.testing.assert_close(picture.L_c, L_c, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(picture.R, R, rtol=1e-12, atol=1e-15)
+    assert found.L_c.flatten(1).any(1).tolist() == [True] * 3
+    assert found.R.any()
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        lambda y: y.T[:, :, None].expand(5, 3, 4),  # (T, B, C), as what reads lines of text gives
+        lambda y: torch.cat([y, y])[:, :4],
+        lambda y: y.flatten(),
+        lambda y: (y, y.argmax(1), y),
+    ],
+)
+def test_what_is_not_one_row_a_picture_is_left_whole(ending):
+    net, x = network(ending=ending), pictures()
+    whole = explain(net, x, score_in, "conv2")
+    expected = explain(network(), x, 3, "conv2")
+    assert whole.task == ""
+    assert whole.is_finite.tolist() == [True] * 3
+    for part, alone in zip(whole, expected, strict=True):
+        assert torch.equal(part.L_c, alone.L_c)
+        assert part.is_finite.tolist() == [True]
+        assert str(part.logits) == str(whole.logits)
+
+
+def score_in(output):
+    """That of class 3, from each of these endings."""
+    if isinstance(output, tuple):
+        return output[0][:, 3]
+    if output.ndim == 3:
+        return output[3, :, 0]
+    return output.view(3, 5)[:, 3] if output.ndim == 1 else output[:3, 3]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +112,13 @@ def test_the_three_most_probable():
             alone = explain(net, x[b : b + 1], int(each.target[b]), "conv2")
             torch.testing.assert_close(picture.L_c, alone.L_c, rtol=1e-12, atol=1e-15)
             torch.testing.assert_close(picture.R, alone.R, rtol=1e-12, atol=1e-15)
-    with pytest.raises(InputError, match="top:6 was given; the network has 5 classes"):
-        explain_many(net, x, ["top:6"], "conv2")
+    for too_many in ("top:6", "top:25"):
+        words = "top:6 or more was given; the network has 5 classes: give top:5"
+        with pytest.raises(InputError, match=words):
+            explain_many(net, x, [too_many], "conv2")
+    with pytest.raises(InputError, match="target top:0 is no class"):
+        explain(net, x, "top:0", "conv2")
+    assert explain_many(net, x, [], "conv2") == explain_many(net, x, []) == []
     with pytest.raises(InputError, match="top:2 was given, which is 2 targets; give it to"):
         explain(net, x, "top:2", "conv2")
     one = explain_many(network(1), x, ["top:2"], "conv2")

@@ -31,16 +31,16 @@ SCRIPT = "SID_a4.py"
 
 MUTANTS = {  # name -> the file, what stands in it, and what stands there instead
     "relu dropped from L_c": (
-        EXPLANATION,
+        METHODS,
         "return F.relu(alpha[:, None] @ A.flatten(2)).view",
         "return (alpha[:, None] @ A.flatten(2)).view",
     ),
     "relu inside the sum": (
-        EXPLANATION,
+        METHODS,
         "F.relu(alpha[:, None] @ A.flatten(2)).view",
         "F.relu(alpha[:, :, None] * A.flatten(2)).sum(1).view",
     ),
-    "axes of the map swapped": (EXPLANATION, "@ A.flatten(2)", "@ A.mT.flatten(2)"),
+    "axes of the map swapped": (METHODS, "@ A.flatten(2)", "@ A.mT.flatten(2)"),
     "gradient twice as large": (
         BACKWARD,
         "gradient(number, A,",
@@ -201,7 +201,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "A overwritten where it was handed on": (
         RECORDER,
-        "if any(A is given for given in args)",
+        "if A._is_view() or any(A is given for given in (*args, *kwargs.values()))",
         "if False",
     ),
     "ReLU in a view: clamped as the whole": (
@@ -316,7 +316,6 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "state: PyTorch's layers are not looked at": (STATE, "[*map(vars, modules)]", "[vars(each) for each in modules if not is_pytorchs(each)]"),
     "state: an empty cache stays full": (STATE, "if not (container or content) or", "if not content or"),
     "state: layers with hooks are PyTorch's own": (STATE, " and not has_hooks", ""),
-    "state: new attributes stay": (STATE, "in container.keys() - content.keys():", "in ():"),
     "state: what is in dicts stays": (STATE, "(value, (dict, list, set))]", "(value, (list, set))]"),
     "state: what is in lists stays": (STATE, "(value, (dict, list, set))]", "(value, (dict, set))]"),
     "state: what is in sets stays": (STATE, "            container &= content\n", ""),
@@ -367,13 +366,13 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "colours swapped": (COLORS, '"RdBu_r" if signed', '"RdBu" if signed'),
     "overlay: map over the wrong half": (
         COLORS,
-        "Image.blend(under, Image.fromarray(heat), style.opacity)",
-        "Image.blend(under, Image.fromarray(heat[::-1]), style.opacity)",
+        "Image.blend(under, heat, style.opacity)",
+        "Image.blend(under, heat.transpose(Image.Transpose.FLIP_TOP_BOTTOM), style.opacity)",
     ),
     "probability of another class": (
         TABLE,
-        "numbers = explanation.probabilities[0]\n",
-        "numbers = explanation.probabilities[0].flip(0)\n",
+        "numbers = explanation.probabilities[0].tolist()\n",
+        "numbers = explanation.probabilities[0].flip(0).tolist()\n",
     ),
     "target's probability: the predicted one's": (
         TABLE,
@@ -413,6 +412,39 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "R * heatmap[:, None].clamp(max=0)",
     ),
     "script: class: the least likely one": (SCRIPT, "y.argmax(1)", "y.argmin(1)"),
+    "a view may be overwritten": (
+        RECORDER, "if A._is_view() or any(A is given", "if any(A is given",
+    ),
+    "what is given by name may be overwritten": (
+        RECORDER, "for given in (*args, *kwargs.values()))", "for given in args)",
+    ),
+    "a stride that is kept by chance": (
+        RECORDER, "tensor.stride()[-2:] != out.stride()[-2:]", "False",
+    ),
+    "of equal axes the channels come first": (
+        GRIDS, '(Grid(a, b, "NHWC"), Grid(b, c, "NCHW"))', '(Grid(b, c, "NCHW"), Grid(a, b, "NHWC"))',
+    ),
+    "state: new attributes stay": (STATE, "container.clear()", "pass"),
+    "a function sees one picture while the layer is searched": (
+        EXPLANATION, "find_layer(net, x, targets[0], task, more)",
+        "find_layer(net, x[:1], targets[0], task, more)",
+    ),
+    "what is no row is cut into pictures": (
+        EXPLANATION, 'whole=() if self.task else ("logits",)', "whole=()",
+    ),
+    "maps under autocast": (EXPLANATION, "x.device.type, enabled=False", "x.device.type, enabled=True"),
+    "views that are not seen": (
+        SPEEDUPS, "if memory_format(x) is not torch.channels_last or", "if True or",
+    ),
+    "an ending is viewed as PyTorch does": (
+        RECORDER, "func(note[2], *args[1:], **how)", "getattr(torch.Tensor, name)(note[2], *args[1:], **how)",
+    ),
+    "trust: a covered picture has its own first class": (
+        TRIALS, "if own.target is not None and not own.target_name:", "if own.target is not None and False:",
+    ),
+    "trust: the mode of the caller": (
+        TRIALS, "with torch.inference_mode(False), torch.enable_grad():", "if True:",
+    ),
     "trust: a risen logit counts as a fall": (
         TRIALS, "own.y_c - covered_scores(plan, x, target, fill, sets)",
         "(own.y_c - covered_scores(plan, x, target, fill, sets)).abs()",

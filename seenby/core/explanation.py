@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import repeat
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seenby.core import speedups
@@ -17,7 +16,7 @@ from seenby.core.backward import GRAPH_HINT, guided_backprop, head_gradients
 from seenby.core.checks import require_arguments, telling_misfit
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
-from seenby.core.methods import METHODS
+from seenby.core.methods import METHODS, grad_cam, require_method
 from seenby.core.placement import Pad, Stride, place
 from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of, stride_of
 from seenby.core.search import FoundLayer, find_layer, layers_with_grids
@@ -33,7 +32,7 @@ Layer = str | nn.Module | None
 class Explanation:
     """What the network looked at in a batch of B pictures; iterate for one picture at a time."""
 
-    logits: Any  # (B, C) before any softmax or sigmoid; where none are found, what came out
+    logits: Any  # (B, C) before any softmax or sigmoid; without a task what came out for all
     target: Tensor | None  # (B,) the class c that is explained; None: a score of no class
     y_c: Tensor  # (B,) its score, of which the maps are made
     target_name: str  # up or down, like ..., or a function's; of a class nothing
@@ -60,7 +59,8 @@ class Explanation:
         # At once for the whole batch, which takes a tenth of the time.
         self.probabilities, self.predicted, self.may_be_probability, self.is_finite  # noqa: B018
         endings = repeat(None) if self.ending is None else one_by_one(self.ending)
-        for part, ending in zip(one_by_one(self), endings, strict=False):
+        parts = one_by_one(self, whole=() if self.task else ("logits",))
+        for part, ending in zip(parts, endings, strict=False):
             vars(part)["ending"] = ending
             yield part
 
@@ -91,7 +91,7 @@ class Explanation:
     @cached_property
     def is_finite(self) -> Tensor:
         """(B,) whether what the network gave for a picture, and its maps, are numbers."""
-        tensors = (self.logits, self.heatmap, self.R, self.guided_cam)
+        tensors = (self.logits if self.task else None, self.heatmap, self.R, self.guided_cam)
         return torch.stack([t.isfinite().flatten(1).all(1) for t in tensors
                             if isinstance(t, Tensor)]).all(0)
 
@@ -135,16 +135,29 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
     for method in methods:
         require_method(method)
     targets, more = expand_targets(targets), MoreInputs(args, kwargs or {})
+    if not targets:
+        return []
     with (torch.inference_mode(False), torch.enable_grad(), eval_mode(net),
           telling_misfit(net, x)):
-        if layer is None:
-            found = find_layer(net, x[:1], targets[0], task, more.of_first(len(x)))
-        else:
+        if layer is not None:
             found = FoundLayer(layer_name(net, layer))
-        forward = record_forward(net, x, found, guided, more)
-        ending = read_ending(forward.output, len(x), task)
-        scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
-        gradients = gradients_of(forward, stack_scores(scores, ending), guided)
+        elif callable(targets[0]):  # which may know all pictures, as a loss knows their labels
+            found = find_layer(net, x, targets[0], task, more)
+        else:
+            found = find_layer(net, x[:1], targets[0], task, more.of_first(len(x)))
+        work = partial(explain_by, found, net, x, targets, methods, pad, guided, task, more)
+        return speedups.with_fallback(work, x)
+
+
+def explain_by(layer: FoundLayer, net: nn.Module, x: Tensor, targets: Sequence[Target],
+               methods: Sequence[str], pad: Pad, guided: bool, task: str | None,
+               more: MoreInputs) -> list[Explanation]:
+    """explain_many, of a layer that is known."""
+    forward = record_forward(net, x, layer, guided, more)
+    ending = read_ending(forward.output, len(x), task)
+    scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
+    gradients = gradients_of(forward, stack_scores(scores, ending), guided)
+    with torch.autocast(x.device.type, enabled=False):  # the maps are as exact as what they are of
         return [explanation_of(forward, ending, score, method, pad, gradients, t)
                 for t, score in enumerate(scores) for method in methods]
 
@@ -191,7 +204,8 @@ def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
     x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
     x_copy = x.clone()  # because a network may overwrite its input
     recorder = ForwardRecorder(x_copy, speedups.replacements())
-    hook = net.get_submodule(layer.name).register_forward_hook(recorder.keep_activations)
+    hook = net.get_submodule(layer.name).register_forward_hook(
+        recorder.keep_activations, with_kwargs=True)
     with torch.set_grad_enabled(guided), hook, recorder:  # alone, the CAM needs the head's graph
         output = more.call(net, x_copy)
     grid = find_grid(recorder.A, len(x), x.shape[2:])
@@ -233,13 +247,3 @@ def answer(output: Any, ending: Ending | None, score: Score) -> dict[str, Any]:
     task, undone = ("", "") if ending is None else (ending.task, ending.undone)
     return {"logits": logits, "task": task, "undone": undone, "target": score.target,
             "target_name": score.name, "likeness": score.likeness}
-
-
-def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
-    """L_c = ReLU(sum over k of alpha_k A_k), eq. 2 of the paper: ReLU after the sum."""
-    return F.relu(alpha[:, None] @ A.flatten(2)).view(-1, *A.shape[2:])
-
-
-def require_method(name: str) -> None:
-    if name not in list(METHODS):  # which need not be hashable
-        raise InputError(f"method {name!r} was given; give one of {', '.join(METHODS)}")

@@ -63,7 +63,8 @@ def find_grid(output: Any, B: int, size: Sequence[int]) -> Grid | None:
     _, a, b, c = output.shape
     if stride_of(output):  # it was followed from the pixels through convolutions
         return Grid(b, c, "NCHW")
-    grids = [grid for grid in (Grid(b, c, "NCHW"), Grid(a, b, "NHWC"))
+    # Of equals the last one would mostly have been followed.
+    grids = [grid for grid in (Grid(a, b, "NHWC"), Grid(b, c, "NCHW"))
              if is_cut(grid.u, grid.v, *size)]
     return min(grids, key=lambda grid: distortion(grid, size), default=None)
 

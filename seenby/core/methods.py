@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seenby.errors import InputError
+
 
 @dataclass(frozen=True)
 class Method:
@@ -45,9 +47,19 @@ def alpha_counterfactual(A: Tensor, dyc_dA: Tensor) -> Tensor:
     return -alpha_gradcam(A, dyc_dA)
 
 
+def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
+    """L_c = ReLU(sum over k of alpha_k A_k), eq. 2 of the paper: ReLU after the sum."""
+    return F.relu(alpha[:, None] @ A.flatten(2)).view(-1, *A.shape[2:])
+
+
 METHODS = {
     "gradcam": Method(alpha_gradcam, "Grad-CAM"),
     "gradcam++": Method(alpha_gradcam_pp, "Grad-CAM++", assumes_relu=True),
     "xgradcam": Method(alpha_xgradcam, "XGrad-CAM", assumes_relu=True),
     "counterfactual": Method(alpha_counterfactual, "Counterfactual", against=True),
 }
+
+
+def require_method(name: str) -> None:
+    if name not in list(METHODS):  # which need not be hashable
+        raise InputError(f"method {name!r} was given; give one of {', '.join(METHODS)}")

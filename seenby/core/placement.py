@@ -23,7 +23,7 @@ def place(L_c: Tensor, size: Sequence[int], stride: Stride | None,
 
     The pads are None where the map was stretched because its stride is not known.
     """
-    if pad != "auto" and (not isinstance(pad, int) or pad < 0):
+    if pad != "auto" and (not isinstance(pad, int) or isinstance(pad, bool) or pad < 0):
         raise InputError(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
     cells = L_c.shape[1:]
     if pad == "auto" and stride and cells.numel() > 1:  # one cell alone stands for all

@@ -19,6 +19,7 @@ STRIDE, ENDING = "_seenby_stride", "_seenby_ending"  # what is noted on the netw
 SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
 RESHAPES = {"squeeze", "flatten", "reshape", "view"}
 ENDINGS = {"softmax", "log_softmax", *SIGMOIDS, *RESHAPES}  # what may end a network
+MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
 STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
@@ -42,28 +43,31 @@ class ForwardRecorder(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.activations.finish()
 
-    def keep_activations(self, _module: nn.Module, args: Any, output: Any) -> Any:
+    def keep_activations(self, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Forward hook on the target layer; the network goes on with a copy of A.
 
         What follows in place, as a ReLU may, can then not overwrite A.
         """
         A = self.A = first_tensor(output)
-        if not isinstance(A, Tensor):
+        if not isinstance(A, Tensor) or not A.is_floating_point():
             return output
-        if any(A is given for given in args):  # which others have, and may overwrite
+        # Where others have the same numbers, and may overwrite them.
+        if A._is_view() or any(A is given for given in (*args, *kwargs.values())):
             A = self.A = A.clone()
         if not A.requires_grad:
             A.requires_grad_()
             torch.set_grad_enabled(True)  # until the forward pass ends
-        return A.clone() if isinstance(output, Tensor) else type(output)((A.clone(), *output[1:]))
+        make = getattr(type(output), "_make", type(output))  # a named tuple's
+        return A.clone() if isinstance(output, Tensor) else make((A.clone(), *output[1:]))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
+        func = self.replacements.get(func, func) if args else func
         if name in ACTIVATIONS:
             out = self.activations.call(name, func, args, kwargs)
         else:
-            out = (self.replacements.get(func, func) if args else func)(*args, **kwargs)
+            out = func(*args, **kwargs)
         for tensor in tensors_in((out,)):
             if stride := output_stride(name, args, kwargs, tensor):
                 setattr(tensor, STRIDE, stride)
@@ -119,7 +123,8 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
         note = getattr(given, ENDING, None)
         if note is None or note[0] != given._version:
             return None
-        return out._version, note[1], func(note[2], *args[1:], **kwargs)
+        how = {name: value for name, value in kwargs.items() if value is not given}
+        return out._version, note[1], func(note[2], *args[1:], **how)
     if out is given:  # in place
         return None
     if name in SIGMOIDS:
@@ -144,7 +149,10 @@ def shape_of(value: Any) -> Any:
 
 
 def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
-    """Multiplied by convolution and pooling, kept where the size is kept, else None: not known."""
+    """Multiplied by convolution and pooling, kept where the size is kept, else None: not known.
+
+    A size may be kept by chance where axes are moved: then the last two lie otherwise in memory.
+    """
     for tensor in tensors_in((*args, *kwargs.values())):
         stride: Stride | None = getattr(tensor, STRIDE, None)
         if stride and name in STRIDE_POSITION:
@@ -153,6 +161,8 @@ def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
                 step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
             down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
             return stride[0] * down, stride[1] * across
+        if name in MOVES and tensor.stride()[-2:] != out.stride()[-2:]:
+            return None
         if stride and (name == "pad" or tensor.shape[-2:] == out.shape[-2:]):
             return stride
     return None

@@ -50,10 +50,11 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
                more: MoreInputs = NO_MORE) -> FoundLayer:
     """The last layer that all the evidence passes, at the resolution where the network still sees.
 
-    x: (1, C, H, W), a picture to look at while searching. target: a function, or else the class
-    that comes first is looked for. Let G be the grid of the last leaf that is learned and live. The
-    layer is the last one with grid G that is learned, live and trunk. Of a segmentation it has
-    not just as many maps as there are classes: these would be the logits themselves.
+    x: (1, C, H, W), a picture to look at while searching; or (B, C, H, W) for a target that is a
+    function, which may need them all. Else the class that comes first is looked for. Let G be the
+    grid of the last leaf that is learned and live. The layer is the last one with grid G that is
+    learned, live and trunk. Of a segmentation it has not just as many maps as there are classes:
+    these would be the logits themselves.
 
     Live: the gradient of the logit is nonzero in over a tenth of its cells. That rejects the last
     block of a transformer with a class token, whose patches nobody reads. Trunk: no way leads from
@@ -61,7 +62,7 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     """
     outputs, _, output, x = record_outputs(net, x, more)
     learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
-    y_c, classes = first_score(output, target, task)
+    y_c, classes = first_score(output, target, task, len(x))
     learned = [each for each in learned if each.channels != classes]
     # Through weights of zero NaN still passes: it tells what the logit would depend on.
     for y, note in (y_c, ""), (y_c * torch.nan, ZERO_HEAD):
@@ -88,12 +89,12 @@ def early_note(outputs: Sequence[LayerOutput], layer: str) -> str:
             "evidence goes several ways; name one of them to see a part of it")
 
 
-def first_score(output: Any, target: Target, task: str | None) -> tuple[Tensor, int]:
-    """A number that a network's output for one picture depends on, to look for the layer with; and
+def first_score(output: Any, target: Target, task: str | None, B: int) -> tuple[Tensor, int]:
+    """A number that a network's output for B pictures depends on, to look for the layer with; and
     of a segmentation how many classes it has, else 0."""
     if callable(target):
-        return stack_scores([score_of(target, output, None, 1)], None)[0, 0], 0
-    ending = read_ending(output, 1, task)
+        return stack_scores([score_of(target, output, None, B)], None).sum(), 0
+    ending = read_ending(output, B, task)
     if ending is None:
         raise no_ending(output)
     order = ending.scores if ending.order is None else ending.order

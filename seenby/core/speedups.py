@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seenby.errors import InputError, is_out_of_memory
+
+Result = TypeVar("Result")
 _on = ContextVar("speedups", default=True)
 
 
@@ -26,6 +29,19 @@ def off() -> Iterator[None]:
         yield
     finally:
         _on.reset(before)
+
+
+def with_fallback(work: Callable[[], Result], x: Tensor) -> Result:
+    """work(), and once more as PyTorch has it where it fails: what views maps as rows can't do so
+    in channels-last memory, and is not always seen, as within TorchScript.
+    """
+    try:
+        return work()
+    except (RuntimeError, InputError) as error:
+        if memory_format(x) is not torch.channels_last or is_out_of_memory(error):
+            raise
+    with off():
+        return work()
 
 
 def replacements() -> Mapping[Any, Callable[..., Tensor]]:

@@ -109,9 +109,8 @@ def restore(before: Iterable[tuple[Any, Any]]) -> None:
             container &= content
             container |= content
         else:
+            container.clear()  # a Counter would add to what it has
             container.update(content)
-            for key in container.keys() - content.keys():
-                del container[key]
 
 
 def is_same(container: Any, content: Any) -> bool:

@@ -49,7 +49,7 @@ def expand_targets(targets: Iterable[Target]) -> list[Target]:
     """top:3 is three targets."""
     expanded: list[Target] = []
     for target in targets:
-        top = re.fullmatch(r"top:(\d{1,4})", target) if isinstance(target, str) else None
+        top = re.fullmatch(r"top:([1-9]\d{0,3})", target) if isinstance(target, str) else None
         expanded += map(Ranked, range(int(top[1]))) if top else [target]
     return expanded
 
@@ -170,7 +170,8 @@ def ranked_classes(rank: int, ending: Ending) -> Tensor:
         raise InputError(f"the task is {ending.task}, which ranks no classes; give a target")
     C = ending.order.shape[1]
     if rank >= C:
-        raise InputError(f"top:{rank + 1} was given; the network has {C} classes: give no more")
+        raise InputError(f"top:{rank + 1} or more was given; the network has {C} classes: give "
+                         f"top:{C}")
     if rank == 0:
         return ending.order.argmax(1)
     return ending.order.argsort(dim=1, descending=True, stable=True)[:, rank]

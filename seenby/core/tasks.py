@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,10 +150,11 @@ class Ending:
         return within & ((y.sum(1) - 1).abs() < 1e-3) if y.shape[1] == 2 else within
 
 
-def one_by_one(batch: Any) -> Iterator[Any]:
-    """Copies of a record, each with its picture's part of every tensor, computed or not."""
+def one_by_one(batch: Any, whole: Container[str] = ()) -> Iterator[Any]:
+    """Copies of a record, each with its picture's part of every tensor, computed or not; but for
+    those that stay whole."""
     parts = {name: value.split(1) for name, value in vars(batch).items()
-             if isinstance(value, Tensor)}
+             if isinstance(value, Tensor) and name not in whole}
     for tensors in zip(*parts.values(), strict=True):
         one = copy(batch)
         vars(one).update(zip(parts, tensors, strict=True))

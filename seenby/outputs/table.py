@@ -42,8 +42,8 @@ def prediction(explanation: Explanation, classes: Sequence[str]) -> tuple[str, s
     """The classes that the network says of a picture, and the probability of each."""
     if explanation.predicted is None or explanation.probabilities is None:
         return "", ""
-    numbers, is_said = explanation.probabilities[0].tolist(), explanation.predicted[0].tolist()
-    said = [c for c, is_ in enumerate(is_said) if is_]
+    numbers = explanation.probabilities[0].tolist()
+    said = [c for c, is_said in enumerate(explanation.predicted[0].tolist()) if is_said]
     names = BETWEEN.join(classes[c] for c in said) or NO_LABEL
     return names, BETWEEN.join(f"{numbers[c]:.6f}" for c in said)
 

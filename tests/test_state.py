@@ -37,7 +37,7 @@ def state_of(net):
     weights = [*net.parameters(), *net.buffers()]
     return (
         attributes_of(net), [(type(module), module.training) for module in net.modules()],
-        [(w.requires_grad, w.grad is None, w._version, w.data_ptr()) for w in weights],
+        [(w.requires_grad, w.grad is None, w._version, w.data_ptr(), {**vars(w)}) for w in weights],
         {key: zlib.crc32(value.numpy(force=True)) for key, value in net.state_dict().items()},
     )  # fmt: skip
 
@@ -118,6 +118,7 @@ class Keeps(nn.Module):
         self.counts, self.order = Counter(conv=5), {"a": 1, "b": 2}
         self.register_buffer("peak", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("maps", torch.zeros(2, 4, 6, 6))
         self.plain = self.conv.weight * 1  # as a weight norm keeps it
         self.fails, self.conv.shapes, self.norm.gradients = False, [(1, 1, 1)], {}
         self.fc.norm, self.fc.unit = 1.0, "pixels"
@@ -137,6 +138,8 @@ class Keeps(nn.Module):
         with torch.no_grad():
             self.peak.copy_(torch.maximum(self.peak, x.amax()))  # in place
             self.mean = x.mean((0, 2, 3))  # another tensor
+            self.maps[: len(x)].copy_(x)
+            self.maps.add_(x)
         self.register_buffer("grid", torch.arange(3))
         self.extra = nn.Identity()
         self.conv.seen, self.fc.seen = x, x  # on layers of PyTorch's, one of them with a hook

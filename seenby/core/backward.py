@@ -31,8 +31,9 @@ def head_gradients(y_c: Tensor, A: Tensor) -> list[Tensor]:
 
 
 def totals(y_c: Tensor) -> list[Tensor]:
-    """A number for each target: the gradient of a sum over pictures is each picture's own, as no
-    score depends on another picture. A single target's are summed at once, which takes less time.
+    """A number for each target: the gradient of a sum over pictures is each picture's own, as in
+    use no score depends on another picture (but through a batch-norm without running statistics).
+    A single target's are summed at once, which takes less time.
     """
     return [y_c.sum()] if y_c.shape[1] == 1 else [*y_c.sum(0)]
 

@@ -79,7 +79,8 @@ if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks
 
 
 def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
-    """Each module's attributes, and the dicts, lists and sets among them, with a copy of each.
+    """Each module's attributes, and the dicts, lists and sets among them, with a copy of each; and
+    the buffers' attributes, as the recorder notes the stride on what is written to.
 
     A network may fill a cache in eval mode, which would lack the weights' graph ever after, or hold
     on to weights that are loaded anew. PyTorch's own layers fill none; to copy the dicts that each
@@ -88,6 +89,8 @@ def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
     containers: list[Any] = [*map(vars, modules)]
     containers += [value for module in modules if not is_pytorchs(module)
                    for value in vars(module).values() if isinstance(value, (dict, list, set))]
+    containers += [vars(buffer) for module in modules for buffer in module._buffers.values()
+                   if buffer is not None]
     return [(each, each.copy()) for each in containers]
 
 

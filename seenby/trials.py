@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seenby.core.explanation import Explanation, Layer, explain
 from seenby.core.layers import layer_name
-from seenby.core.methods import METHODS
+from seenby.core.methods import METHODS, require_method
 from seenby.core.placement import Pad, gaussian_blur, place
 from seenby.core.search import earlier_layers, find_layer
 from seenby.core.targets import Like, Ranked, Target, is_vector, one_each
@@ -83,6 +83,10 @@ def make_plan(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = N
 
     x: (1, C, H, W). default_layer: find_layer's, where that is known already.
     """
+    require_method(method)
+    if METHODS[method].against:
+        raise InputError(f"method {method} was given, whose maps show what speaks against a class: "
+                         "covering that lets the logit rise, so try another method")
     default = Choice(default_layer or find_layer(net, x, target, task).name)
     asked = Choice(default.layer if layer is None else layer_name(net, layer), method, pad)
     others = {} if asked == default else {DEFAULT: default}

@@ -92,7 +92,8 @@ def judge(observations: Sequence[Observation]) -> Trust:
     correct = sum(labelled)
     counts = sentence_of_counts(N, observations[0].falls.numel(), len(labelled), correct)
     reach = sentence_of_reach(correlation[OWN], correlation[COVERINGS])
-    told = [] if verdict == "no response" else [reach, *beside, *asked, better]
+    is_told = verdict != "no response" and N >= FEWEST
+    told = [reach, *beside, *asked, better] if is_told else []
     reliability = split_half(observations) if N >= FEWEST else None
     is_reliable = reliability is not None and reliability >= RELIABLE
     return Trust(
@@ -114,9 +115,10 @@ def decide(gains: dict[str, Intervals], N: int) -> tuple[str, str, str]:
         by = ", ".join(f"{DECIDING[name]} by {words_of(weaker(gain))}"
                        for name, gain in gains.items())
         if not is_above(edges, EPS):
-            return ("like edges", "Not better than the picture's edges",
-                    "these maps are not better than the picture's edges, which no network draws; "
-                    f"they beat {by}")
+            perhaps = "" if is_below(edges, DELTA) else "perhaps "
+            words = f"{perhaps}not better than the picture's edges"
+            return ("like edges", words.capitalize(),
+                    f"these maps are {words}, which no network draws; they beat {by}")
         headline = "These maps point at what the network uses"
         return "points", headline, f"{headline.lower()}: better than {by}"
     if N >= FEWEST and (equal := [name for name, gain in gains.items() if is_below(gain, DELTA)]):
@@ -149,8 +151,10 @@ def pictures_needed(gains: dict[str, Intervals], N: int) -> str:
 
 def sentence_of_reach(own: Intervals, coverings: Intervals) -> str:
     """Where the maps score far less, it is they that know little, and not the trial."""
+    is_less = weaker(own)[0] < weaker(coverings)[0]
     return (f"their own score is {words_of(weaker(own))}; maps made of half of the coverings score "
-            f"{words_of(weaker(coverings))} on the other half, so that much can be reached")
+            f"{words_of(weaker(coverings))} on the other half"
+            + ", so that much can be reached" * is_less)
 
 
 def sentence_beside(words: str, does: str, gain: Intervals) -> str:

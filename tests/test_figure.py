@@ -50,6 +50,14 @@ def test_an_empty_map_says_so_in_words(column):
     assert "no\npositive\nevidence" not in texts(draw_grid([column()[0]], [column()[1]], DIGITS))
 
 
+def test_an_empty_map_of_what_speaks_against_a_class_says_the_opposite(column):
+    zero = torch.zeros(1, 28, 28)
+    picture, explanation = column(L_c=zero[:, :8, :8], heatmap=zero, guided_cam=zero[None],
+                                  method="counterfactual")  # fmt: skip
+    assert texts(draw_grid([picture], [explanation], DIGITS)).count("nothing\nspeaks\nagainst it") == 2
+    assert explained_row(picture, explanation, DIGITS)["note"] == "nothing speaks against it"
+
+
 def test_a_gradient_that_is_nowhere_says_so_too(column):
     picture, explanation = column(R=torch.zeros(1, 1, 28, 28))
     assert "no\ngradient" in texts(draw_grid([picture], [explanation], DIGITS))

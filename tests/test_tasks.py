@@ -60,6 +60,8 @@ def assert_maps(explanation, L_c, R, factor=1.0):
 @pytest.mark.parametrize("ending", [
     torch.sigmoid, nn.Sigmoid(), F.logsigmoid, torch.special.expit, lambda y: y.sigmoid(),
     lambda y: torch.sigmoid(y).view(-1, 5), lambda y: {"logits": torch.sigmoid(y)},
+    lambda y: y.sigmoid().clamp(1e-6, 1 - 1e-6), lambda y: y.sigmoid().to(y).clone().contiguous(),
+    lambda y: torch.cat([y, -y], 1).sigmoid()[:, :5],
 ])  # fmt: skip
 def test_a_sigmoid_over_several_labels_is_undone(ending):
     x, plain, ended = pictures(), network(), network(ending=ending)
@@ -77,6 +79,7 @@ def test_a_sigmoid_over_several_labels_is_undone(ending):
 @pytest.mark.parametrize("ending", [
     lambda y: y.softmax(1), lambda y: y.log_softmax(-1), nn.Softmax(1), nn.LogSoftmax(dim=1),
     lambda y: F.softmax(y, dim=1).squeeze(), lambda y: (y.softmax(1), "more"),
+    lambda y: y.softmax(1).clip(1e-9, 1), lambda y: y.softmax(1).float().double(),
 ])  # fmt: skip
 def test_a_softmax_is_undone(ending):
     x, plain, ended = pictures(), network(), network(ending=ending)
@@ -292,6 +295,32 @@ def test_an_output_that_is_not_plain_is_named_with_the_cure(output, words):
         explain(net, pictures(), 2, "conv2")
     with pytest.raises(InputError, match=r"the network gives .*; wrap it in FILE.py in a "):
         explain(net, pictures())
+
+
+@pytest.mark.parametrize("ending", [
+    lambda y: y.sigmoid()[:, 0], lambda y: y.sigmoid().squeeze(1), lambda y: y.sigmoid()[..., None],
+    lambda y: torch.sigmoid(y).select(1, 0), lambda y: y.sigmoid().clip(1e-6, 1 - 1e-6)[:, 0],
+])  # fmt: skip
+def test_a_sigmoid_of_one_logit_is_undone_also_where_it_is_picked_out(ending):
+    x, plain, ended = pictures(), network(1), network(1, ending)
+    plain.head.bias.data -= plain(x).mean()
+    ended.load_state_dict(plain.state_dict())
+    found, expected = explain(ended, x), explain(plain, x)
+    assert (found.task, found.undone) == ("binary", "sigmoid")
+    for name in ("logits", "probabilities", "predicted", "target", "L_c", "R"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert not expected.predicted[:, 1].all()  # as would be read of probabilities
+
+
+def test_one_class_of_a_softmax_is_not_undone():
+    """Its logit alone does not tell it."""
+    found = explain(network(2, ending=lambda y: y.softmax(1)[:, 1]), pictures())
+    assert (found.undone, found.task) == ("", "binary")
+    assert found.may_be_probability.all()
+
+
+def test_logits_that_are_all_zero_are_not_said_to_look_like_probabilities():
+    assert not read_ending(torch.zeros(3, 5), 3).may_be_probability.any()
 
 
 def test_an_output_changed_behind_its_softmax_is_taken_as_it_is():

@@ -188,8 +188,9 @@ def test_nor_are_maps_that_lie_a_quarter_beside_their_place(seen):
 
 
 def test_empty_maps_are_not(corners):
-    """What speaks against the class: behind a ReLU nothing does."""
-    found = trust(Upright().eval(), corners, layer="relu", method="counterfactual")
+    plan = make_plan(Upright().eval(), corners[:1], layer="relu", method="gradcam++")
+    seen = [observe(plan, corners[i : i + 1], None, i) for i in range(N)]
+    found = judge([as_if(o, torch.zeros(1, GRID**2)) for o in seen])
     assert found.verdict == "no better"
     assert found.headline == ("No better than a flat map, another picture's, their mirror image or "
                               "themselves moved")  # fmt: skip
@@ -198,7 +199,11 @@ def test_empty_maps_are_not(corners):
 
 
 def test_maps_of_what_lets_the_logit_rise_when_it_is_covered_score_below_zero(corners):
-    found = trust(Upright().eval(), corners, target=1, layer="relu", method="counterfactual")
+    net, x = Upright().eval(), corners
+    plan = make_plan(net, x[:1], 1, "relu")
+    against = explain(net, x, 1, "relu", "counterfactual", guided=False).heatmap[:, None]
+    found = judge([as_if(observe(plan, x[i : i + 1], 1, i), tile_masses(against[i]))
+                   for i in range(N)])  # fmt: skip
     assert max(high for _, _, high in found.correlation[OWN].values()) < -0.5
     assert found.verdict == "no better"
 
@@ -289,8 +294,9 @@ def test_a_target_for_each_picture(corners):
 
 def test_the_most_probable_class_stays_the_same_while_tiles_are_covered(network, digits):
     x = network.tensor([digit.image for digit in digits])
-    named, ranked = (trust(network.module, x, target=each) for each in (None, "top:1"))
-    assert vars(named) == vars(ranked)
+    classes = explain(network.module, x, guided=False).target
+    first, *others = (trust(network.module, x, target=each) for each in (classes, None, "top:1"))
+    assert all(vars(each) == vars(first) for each in others)
 
 
 class Pooled(Upright):
@@ -319,6 +325,15 @@ def test_a_label_that_is_no_class_is_refused(label, corners):
     words = f"label {label} was given; the network has classes 0 to 1"
     with pytest.raises(InputError, match=words):
         trust(Upright().eval(), corners[:8], labels=[0] * 7 + [label])
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("counterfactual", "whose maps show what speaks against"), ("scorecam", "give one of ")],
+)
+def test_a_method_that_can_not_be_tried_is_refused(method, words, corners):
+    with pytest.raises(InputError, match=words):
+        trust(Upright().eval(), corners[:8], method=method)
 
 
 class OneNumber(Upright):

@@ -432,13 +432,13 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "what is no row is cut into pictures": (
         EXPLANATION, 'whole=() if self.task else ("logits",)', "whole=()",
     ),
-    "maps under autocast": (EXPLANATION, "x.device.type, enabled=False", "x.device.type, enabled=True"),
+    "maps under autocast": (EXPLANATION, "type, enabled=False)", "type, enabled=True)"),
     "views that are not seen": (
         SPEEDUPS, "if memory_format(x) is not torch.channels_last or", "if True or",
     ),
-    "an ending is viewed as PyTorch does": (
-        RECORDER, "func(note[2], *args[1:], **how)", "getattr(torch.Tensor, name)(note[2], *args[1:], **how)",
-    ),
+    "a part of a softmax is a softmax": (RECORDER, 'and note[1] == "softmax"', "and False"),
+    "the sign of what is against": (TABLE, "if METHODS[explanation.method].against", "if False"),
+    "trust: an edge that is not known is known": (VERDICT, "is_below(edges, DELTA) else", "True else"),
     "trust: a covered picture has its own first class": (
         TRIALS, "if own.target is not None and not own.target_name:", "if own.target is not None and False:",
     ),
@@ -493,6 +493,8 @@ def tests_of(file: str, folder: Path) -> list[str]:
     own, users = [f"test_{stem}.py"], ["test_explanation.py", "test_pipeline.py"]
     if file == SCRIPT:
         own, users = ["test_sid_a4*.py"], ["test_twin.py"]
+    elif file == EXPLANATION:
+        users = ["test_targets.py", "test_methods.py", "test_pipeline.py"]
     elif file in (PIPELINE, STORE):
         users = ["test_pipeline.py", "test_long_runs.py"]
     elif file in (RECORDER, TASKS, TARGETS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import repeat
@@ -145,19 +146,19 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
             found = find_layer(net, x, targets[0], task, more)
         else:
             found = find_layer(net, x[:1], targets[0], task, more.of_first(len(x)))
-        work = partial(explain_by, found, net, x, targets, methods, pad, guided, task, more)
+        work = partial(explain_layer, found, net, x, targets, methods, pad, guided, task, more)
         return speedups.with_fallback(work, x)
 
 
-def explain_by(layer: FoundLayer, net: nn.Module, x: Tensor, targets: Sequence[Target],
-               methods: Sequence[str], pad: Pad, guided: bool, task: str | None,
-               more: MoreInputs) -> list[Explanation]:
-    """explain_many, of a layer that is known."""
+def explain_layer(layer: FoundLayer, net: nn.Module, x: Tensor, targets: Sequence[Target],
+                  methods: Sequence[str], pad: Pad, guided: bool, task: str | None,
+                  more: MoreInputs) -> list[Explanation]:
     forward = record_forward(net, x, layer, guided, more)
     ending = read_ending(forward.output, len(x), task)
     scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
     gradients = gradients_of(forward, stack_scores(scores, ending), guided)
-    with torch.autocast(x.device.type, enabled=False):  # the maps are as exact as what they are of
+    on = torch.is_autocast_enabled(x.device.type)  # not for maps, as exact as what they are made of
+    with torch.autocast(x.device.type, enabled=False) if on else nullcontext():
         return [explanation_of(forward, ending, score, method, pad, gradients, t)
                 for t, score in enumerate(scores) for method in methods]
 

@@ -17,8 +17,11 @@ from seenby.errors import InputError
 
 STRIDE, ENDING = "_seenby_stride", "_seenby_ending"  # what is noted on the network's tensors
 SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
-RESHAPES = {"squeeze", "flatten", "reshape", "view"}
-ENDINGS = {"softmax", "log_softmax", *SIGMOIDS, *RESHAPES}  # what may end a network
+# What may follow them: the numbers in another shape or type; some of them; or all but the extremes.
+RESHAPES = {"squeeze", "unsqueeze", "flatten", "reshape", "view", "clone", "contiguous", "to",
+            "float", "double"}
+PARTS, CLAMPS = {"getitem", "select"}, {"clamp", "clip", "clamp_min", "clamp_max"}
+ENDINGS = {"softmax", "log_softmax", *SIGMOIDS, *RESHAPES, *PARTS, *CLAMPS}
 MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
 STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
@@ -116,13 +119,15 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
                 out: Any) -> tuple[int, str, Tensor] | None:
     """Of a softmax over classes, or a sigmoid: out's version, which it was, and what it was given.
 
-    The note goes on through a change of shape.
+    The note goes on through a change of shape, and that of a sigmoid to parts of what it gave.
     """
     given = argument(args, kwargs, 0, "input")
-    if name in RESHAPES:
+    if name in RESHAPES | PARTS | CLAMPS:
         note = getattr(given, ENDING, None)
-        if note is None or note[0] != given._version:
+        if note is None or note[0] != given._version or (name in PARTS and note[1] == "softmax"):
             return None
+        if name in CLAMPS:
+            return out._version, note[1], note[2]
         how = {name: value for name, value in kwargs.items() if value is not given}
         return out._version, note[1], func(note[2], *args[1:], **how)
     if out is given:  # in place

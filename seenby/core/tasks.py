@@ -141,12 +141,12 @@ class Ending:
     def may_be_probability(self) -> Tensor:
         """(B,) whether y lies within 0 and 1, though no softmax or sigmoid was seen.
 
-        Two logits may do so by chance: they must sum to 1.
+        Two logits may do so by chance: they must sum to 1; and all are 0 for want of weights.
         """
         y = self.y.detach()
         if self.undone or TASKS[self.task].order is None or y.ndim != 2:
             return torch.zeros(len(y), dtype=torch.bool, device=y.device)
-        within = (y.amin(1) >= 0) & (y.amax(1) <= 1)
+        within = (y.amin(1) >= 0) & (y.amax(1) <= 1) & y.any(1)
         return within & ((y.sum(1) - 1).abs() < 1e-3) if y.shape[1] == 2 else within
 
 

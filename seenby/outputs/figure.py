@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from seenby.errors import InputError
 from seenby.inputs.classes import BETWEEN
 from seenby.inputs.pictures import Box, Picture
 from seenby.outputs.colors import Style, array_of, overlay
-from seenby.outputs.table import NO_EVIDENCE, Row, explained_row, method_title
+from seenby.outputs.table import Row, explained_row, method_title, no_evidence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,7 +188,7 @@ def draw_empty_note(axes: Axes, name: str, explanation: Explanation, x: float, y
     if name != "raw" and not explanation.is_finite.all():
         words = "NaN or\ninfinity"
     elif name in empty and not explanation.L_c.any():
-        words = NO_EVIDENCE.replace(" ", "\n")
+        words = textwrap.fill(no_evidence(explanation), 10)
     elif name == "guided" and explanation.R is not None and not explanation.R.any():
         words = "no\ngradient"
     if words:

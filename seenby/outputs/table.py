@@ -17,8 +17,10 @@ EXPLAINED, SKIPPED, NOT_PICKED = "explained", "skipped", "not picked"  # the val
 COLUMNS = ("image", "label", "status", "predicted", "predicted_probability", "target",
            "target_index", "target_probability", "layer", "method", "note")
 NO_EVIDENCE, NOT_FINITE = "no positive evidence", "the network outputs NaN or infinity"
+NOTHING_AGAINST = "nothing speaks against it"  # of a method that shows what does
 MAY_BE_PROBABILITY = ("the outputs lie within 0 and 1, as probabilities do, but no softmax or "
-                      "sigmoid was seen: where one is sure its map is flat, return logits")
+                      "sigmoid was seen at the end: if they are, the prediction and the map may be "
+                      "wrong, so return logits")
 PARTLY_GUIDED, NOT_GUIDED = "guided at the ReLUs, plain there", "the plain gradient is shown"
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # so begins a cell that would be computed
 
@@ -105,7 +107,11 @@ def evidence_note(explanation: Explanation) -> str:
         return NOT_FINITE
     if explanation.task == "segmentation" and float(target_probability(explanation)) == 0:
         return "the class wins no pixel"
-    return "" if explanation.L_c.any() else NO_EVIDENCE
+    return "" if explanation.L_c.any() else no_evidence(explanation)
+
+
+def no_evidence(explanation: Explanation) -> str:
+    return NOTHING_AGAINST if METHODS[explanation.method].against else NO_EVIDENCE
 
 
 def guided_note(explanation: Explanation) -> str:

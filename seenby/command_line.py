@@ -23,7 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(action="ignore"):  # of glyphs and large pictures
             settings = parse_settings(argv)
             code = execute(settings, ranks)
-            if settings.gallery and not ranks.rank and not settings.list_layers:
+            if ranks.rank or settings.list_layers:
+                return code
+            if not settings.gallery:
+                gallery.remove(settings.out)  # an earlier run's would have this one's pictures
+            else:
                 page = gallery.write(settings.out)
                 if not settings.quiet:
                     print(f"gallery   {page}")

@@ -33,13 +33,24 @@ def write(given: Path) -> str:
     """index.html beside the table; what was done, in a line."""
     table = find_table(given)
     run, index = WrittenRun(table), table.with_name("index.html")
-    if index.exists() and GENERATOR not in index.read_text(encoding="utf-8", errors="replace"):
+    if index.exists() and not is_own(index):
         raise InputError(f"{index} is there, and not from this program; move it elsewhere")
     with atomic_write(index, index.parent) as part:
         part.write_text(page(run), encoding="utf-8", newline="\n")
     drawn = "" if run.files.get("overlays") else "; no overlay is there, as after --no-overlays"
     pictures = f"{len(run.groups):,} picture{'s' * (len(run.groups) > 1)}"
     return f"{pictures}: open {one_line(index)} in a browser{drawn}"
+
+
+def remove(folder: Path) -> None:
+    """The page in a folder, if it is this program's."""
+    index = folder / "index.html"
+    if index.is_file() and is_own(index):
+        index.unlink()
+
+
+def is_own(index: Path) -> bool:
+    return GENERATOR in index.read_text(encoding="utf-8", errors="replace")
 
 
 def find_table(given: Path) -> Path:

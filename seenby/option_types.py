@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from seenby.errors import InputError, as_input_error, closest_names
+from seenby.errors import InputError, as_input_error
 from seenby.inputs.pictures import DATA_SETS, SUFFIXES
 from seenby.machine import Ranks
+from seenby.outputs.colors import palette
 from seenby.outputs.store import STEM
 
 
@@ -121,9 +122,5 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_colormap(name: str) -> str:
-    from matplotlib import colormaps
-
-    if name not in colormaps:
-        closest = closest_names(name, colormaps)
-        raise InputError(f"{name!r} is unknown to matplotlib; give {closest}")
+    palette(name)
     return name

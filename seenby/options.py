@@ -77,6 +77,9 @@ def parse_settings(argv: Sequence[str] | None) -> Settings:
     settings = Settings(style=Style(**style), **options)
     if settings.like and settings.task != "embedding":
         raise InputError("--like was given, which is for embeddings; give --task embedding with it")
+    if settings.task == "embedding" and settings.target != ("predicted",):
+        raise InputError("--target was given; an embedding is compared with a picture: give --like "
+                         "PICTURE instead")
     if not settings.model:
         raise InputError(f"no network was given; give {EXAMPLES}")
     if not (settings.images or settings.list_layers):

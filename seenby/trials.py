@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from seenby.core.checks import require_arguments
 from seenby.core.explanation import Explanation, Layer, explain
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS, require_method
@@ -58,6 +59,7 @@ def trust(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
     x: (N, C, H, W), some forty pictures of the kind that the network is for, of different classes.
     labels: their classes, to tell how many are read right.
     """
+    require_arguments(net, x)
     N = len(x)
     if not 1 < N <= MOST or (labels is not None and len(labels) != N):
         given = "" if labels is None else f" and {len(labels)} labels"

@@ -131,6 +131,13 @@ def renamed(state):
     return {key.replace("conv1", "features.0"): value for key, value in state.items()}
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_a_word_before_every_key_is_left_away(saved, prefix):
+    state = torch.load(WEIGHTS, weights_only=True)
+    found = saved({prefix + key: value for key, value in state.items()}).module.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -150,7 +157,7 @@ def renamed(state):
          "fc2.bias is no plain tensor of real numbers"),
         (lambda s: s | {"fc2.bias": torch.zeros(10).to_sparse()},
          "fc2.bias is no plain tensor of real numbers"),
-        (lambda s: {"epoch": 3}, "holds no state dict"),
+        (lambda s: {"epoch": 3, "net": s}, "holds no state dict, but epoch, net; give "),
         (lambda s: {}, "holds no state dict"),
         (lambda s: torch.zeros(3), "holds no state dict"),
     ],

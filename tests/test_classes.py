@@ -32,6 +32,9 @@ def test_an_exact_name_goes_before_one_that_is_spelt_alike():
     classes = ("Polar bear", "polar bear")
     assert [class_index(name, classes) for name in classes] == [0, 1]
     assert class_indices(("n02134084_polar-bear",))["polar bear"] == 0
+    worn = ("cardigan", "Cardigan", "Pembroke")  # the second one is a dog
+    names = ["n02113186_Cardigan", "n02963159_cardigan", "pembroke", "PEMBROKE", "cardigan"]
+    assert [class_index(name, worn) for name in names] == [1, 0, 2, 2, 0]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,17 @@ def test_a_signed_map_has_zero_in_the_middle():
     np.testing.assert_array_equal(painted, expected)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"colormap": "jett"}, "'jett' is unknown to matplotlib; give jet, "),
+     ({"opacity": 3}, "opacity 3 was given; give a number from 0 to 1"),
+     ({"opacity": -0.1}, "opacity -0.1 was given; give")],
+)  # fmt: skip
+def test_a_style_that_can_not_be_drawn_is_refused_at_once(given, words):
+    with pytest.raises(InputError, match=words):
+        Style(**given)
+
+
 def test_a_few_pixels_of_a_gradient_do_not_make_the_rest_pale():
     values = np.ones((50, 50))
     values[0, :2] = 1000, -1000

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from seenby import InputError, Picture, Style, draw_grid, explain, overlay
-from seenby.outputs.figure import PANELS, panel_image, panel_map, percent
+from seenby.outputs.figure import PANELS, fitted, panel_image, panel_map, percent
 from seenby.outputs.table import explained_row
 
 DIGITS = tuple("0123456789")
@@ -54,7 +56,8 @@ def test_an_empty_map_of_what_speaks_against_a_class_says_the_opposite(column):
     zero = torch.zeros(1, 28, 28)
     picture, explanation = column(L_c=zero[:, :8, :8], heatmap=zero, guided_cam=zero[None],
                                   method="counterfactual")  # fmt: skip
-    assert texts(draw_grid([picture], [explanation], DIGITS)).count("nothing\nspeaks\nagainst it") == 2
+    said = texts(draw_grid([picture], [explanation], DIGITS))
+    assert said.count("nothing\nspeaks\nagainst it") == 2
     assert explained_row(picture, explanation, DIGITS)["note"] == "nothing speaks against it"
 
 
@@ -131,6 +134,12 @@ def test_a_plain_gradient_is_never_called_guided(column, relu_calls, others, tit
     assert explained_row(picture, explanation, DIGITS)["note"].endswith(words)
 
 
+def test_a_panel_that_is_none_is_refused(column):
+    picture, explanation = column()
+    with pytest.raises(InputError, match="panel 'foo' was given; give some of raw, cam, guided,"):
+        draw_grid([picture], [explanation], DIGITS, Style(("raw", "foo")))
+
+
 def test_panels_come_in_the_order_given_and_in_the_colours_asked_for(column):
     picture, explanation = column()
     style = Style(("overlay", "cam"), "viridis", 0.3)
@@ -157,12 +166,32 @@ def test_several_methods_are_told_apart(column):
     assert {"Counterfactual", "where the\nevidence against it lies"} <= set(words)
 
 
+@pytest.mark.parametrize(
+    ("words", "weight", "size"),
+    [("7", "bold", 13), ("golden retriever", "normal", 9), ("African elephant", "bold", 9),
+     ("50.4% - 54.2%", "normal", 9), ("white wolf, Arctic wolf, Canis lupus tundrarum", "bold", 9),
+     ("W" * 30, "bold", 9)],
+)  # fmt: skip
+def test_what_stands_over_a_column_is_no_wider_than_it(words, weight, size):
+    fitting, smaller = fitted(words, size, weight)
+    font = FontProperties(weight=weight, size=smaller)
+    width = text_to_path.get_text_width_height_descent(fitting, font, False)[0]
+    assert width < 62  # points: a column has as many
+    assert 6 <= smaller <= size
+    assert (fitting == words) == (len(words) < 20)
+    if fitting != words:
+        first, last = fitting.split("...")
+        assert words.startswith(first)
+        assert words.endswith(last)
+        assert width > 45  # no shorter than it must be
+
+
 def test_names_are_never_read_as_mathematics(column):
     picture, explanation = column()
     figure = draw_grid([replace(picture, name="$x_{")], [explanation], DIGITS)
     figure.savefig(io.BytesIO(), format="png")
     long = draw_grid([replace(picture, name="a" * 60)], [explanation], DIGITS)
-    assert texts(long)[0] == "aaaa...aaaaa"
+    assert texts(long)[0] == f"{'a' * 6}...{'a' * 6}"
 
 
 def test_the_figure_shows_the_pixels_themselves(network, digits):

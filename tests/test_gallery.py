@@ -198,6 +198,17 @@ def test_pictures_that_were_not_picked_are_no_cards_but_count(shaky, tmp_path, c
     ]
 
 
+def test_a_page_does_not_outlive_its_run(digit_folder, tmp_path):
+    words = [str(digit_folder / "3"), "--quiet", *COURSE, "--out", str(tmp_path)]
+    assert main([*words, "--gallery"]) == 0
+    assert (tmp_path / "index.html").is_file()
+    assert main([*words, "--target", "5"]) == 0
+    assert not (tmp_path / "index.html").exists()
+    (tmp_path / "index.html").write_text("somebody's own")
+    assert main(words) == 0
+    assert (tmp_path / "index.html").read_text() == "somebody's own"
+
+
 def test_a_run_with_gallery_has_every_panel_of_every_target(full):
     rows = rows_in(full)
     assert len(rows) == 16

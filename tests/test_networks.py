@@ -247,7 +247,7 @@ def test_a_network_of_ones_own(own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Missing", r"own.py:Missing raised KeyError \('Missing'\); give a file and the class"),
+        ("Mising", r"own.py has no Mising; give "),
         ("number", "own.py:number made no network but int; return the network"),
         ("leaves", r"own.py:leaves raised SystemExit \(7\)"),
         ("Forgets", r"Forgets of own.py can't take pictures .*no such thing"),
@@ -261,6 +261,26 @@ def test_a_network_of_ones_own_that_fails(own, name, words):
         load_network(own + name)
     with pytest.raises(InputError, match=r"nowhere.py:Net raised FileNotFoundError"):
         load_network("nowhere.py:Net")
+
+
+def test_a_network_that_is_made_already(own, tmp_path):
+    (tmp_path / "own.py").write_text(f"{OWN}\nready = Net()\n")
+    assert load_network(own + "ready").title.startswith("ready of own.py, ")
+    state = load_network(own + "Net").module.state_dict()
+    torch.save({key: value * 2 for key, value in state.items()}, path := tmp_path / "w.pth")
+    assert load_network(own + "ready", str(path)).module.fc.bias.tolist() == [0.5] * 3
+
+
+def test_numbers_that_do_not_fit_the_pixels_are_told(own):
+    with pytest.raises(InputError, match="numbers from 0 to 1: divide it, and --std, by 255"):
+        load_network(own + "Net", mean=(123.0, 116.0, 103.0), std=(58.0, 57.0, 57.0))
+    with pytest.raises(InputError, match=r"a number for each channel \(one alone is for grey"):
+        load_network(own + "Net", mean=(0.5,), std=(0.25,))
+
+
+def test_what_is_no_name_is_refused():
+    with pytest.raises(InputError, match=r"a Linear was given; give a name, or FILE\.py:NAME: a "):
+        load_network(torch.nn.Linear(2, 3))
 
 
 def test_half_precision_and_layers_without_a_tensor(own):

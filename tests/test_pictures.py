@@ -49,6 +49,12 @@ def test_a_picture_of_the_right_size_keeps_every_pixel(read):
     np.testing.assert_array_equal(picture.image, RAMP)
 
 
+def test_a_single_source(tmp_path):
+    grey(RAMP).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), str(tmp_path)):
+        assert [picture.name for picture in read_pictures(source, DIGITS)] == ["a"]
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_format(read, suffix):
     (picture,) = read(grey(RAMP // 128 * 255), f"digit{suffix}")

@@ -118,6 +118,11 @@ def test_the_three_most_probable():
             explain_many(net, x, [too_many], "conv2")
     with pytest.raises(InputError, match="target top:0 is no class"):
         explain(net, x, "top:0", "conv2")
+    for no_list in (3, None, "top:2"):
+        with pytest.raises(InputError, match=r"targets .* was given; give a list of targets"):
+            explain_many(net, x, no_list, "conv2")
+    with pytest.raises(InputError, match="layer 0 was given; give a module of the network, or its"):
+        explain(net, x, 3, 0)
     assert explain_many(net, x, [], "conv2") == explain_many(net, x, []) == []
     with pytest.raises(InputError, match="top:2 was given, which is 2 targets; give it to"):
         explain(net, x, "top:2", "conv2")

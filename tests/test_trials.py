@@ -271,6 +271,11 @@ def test_a_lack_of_memory_halves_the_passes(corners):
     assert Small.most == 6
 
 
+def test_what_is_no_network_is_refused(network, corners):
+    with pytest.raises(InputError, match=r"the network is of the type seenby\.Network; give a "):
+        trust(network, corners)
+
+
 @pytest.mark.parametrize(("n", "labels"), [(1, None), (4, [0, 1])])
 def test_too_few_pictures_or_labels_are_refused(n, labels, corners):
     with pytest.raises(InputError, match=f"{n} pictures.* were given; give 2 to 1000"):

@@ -27,12 +27,15 @@ def layer_name(net: nn.Module, layer: str | nn.Module) -> str:
                 return name
         raise InputError(f"the layer {type(layer).__name__}(...) was given, which is no module of "
                          "the network; give one of its own, or a name")
+    if not isinstance(layer, str):
+        raise InputError(f"layer {layer!r} was given; give a module of the network, or its name")
     try:
         net.get_submodule(layer)
     except AttributeError as error:
         names = closest_names(layer, (name for name, _ in net.named_modules() if name))
         raise InputError(f"the network has no layer {layer}; the nearest names are {names}: "
-                         "--list-layers and net.named_modules() list all") from error
+                         "net.named_modules() lists all, and --list-layers the innermost ones"
+                         ) from error
     return layer
 
 

@@ -47,6 +47,8 @@ class Score:
 
 def expand_targets(targets: Iterable[Target]) -> list[Target]:
     """top:3 is three targets."""
+    if not isinstance(targets, Iterable) or isinstance(targets, str):
+        raise InputError(f"targets {targets!r} was given; give a list of targets")
     expanded: list[Target] = []
     for target in targets:
         top = re.fullmatch(r"top:([1-9]\d{0,3})", target) if isinstance(target, str) else None

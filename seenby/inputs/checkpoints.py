@@ -6,7 +6,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ def require_tensors(path: Path, checkpoint: Any) -> None:
     """Raise unless it is a dict of plain, finite tensors that the file is large enough for."""
     is_dict = isinstance(checkpoint, dict) and bool(checkpoint)
     if not (is_dict and all(map(torch.is_tensor, checkpoint.values()))):
-        raise InputError(f"weights {path}: the file holds no state dict; {FIX}")
+        keys = ", ".join(map(str, [*checkpoint][:5])) if isinstance(checkpoint, dict) else ""
+        raise InputError(f"weights {path}: the file holds no state dict"
+                         f"{f', but {keys}' if keys else ''}; {FIX}")
     claimed = sum(value.numel() * value.element_size() for value in checkpoint.values())
     if len(checkpoint) > MAX_TENSORS or claimed > 8 * path.stat().st_size:  # some share weights
         raise InputError(f"weights {path}: {len(checkpoint)} tensors of {claimed} bytes are more "
@@ -90,7 +92,8 @@ def build_with_checkpoint(build: Callable[..., nn.Module], weights: str) -> nn.M
     net = build()
     if weights == "none":
         return net
-    state, expected = read_checkpoint(Path(weights)), net.state_dict()
+    expected = net.state_dict()
+    state = without_prefix(read_checkpoint(Path(weights)), expected)
     last_key = next(reversed(expected))  # belongs to the layer of the classes
     last = state.get(last_key)
     if last is not None and last.ndim and len(last) != len(expected[last_key]):
@@ -101,6 +104,14 @@ def build_with_checkpoint(build: Callable[..., nn.Module], weights: str) -> nn.M
     require_same_shapes(net, state, weights)
     net.load_state_dict(state, strict=False)
     return net
+
+
+def without_prefix(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torch.compile puts _orig_mod. before every key, and Lightning a name such as model."""
+    prefix = next(iter(state)).partition(".")[0] + "."
+    if state.keys() & expected.keys() or not all(key.startswith(prefix) for key in state):
+        return state
+    return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 def require_same_shapes(net: nn.Module, state: dict[str, Tensor], weights: str) -> None:

@@ -69,19 +69,29 @@ def class_index(name: str, classes: tuple[str, ...]) -> int | None:
         return indices[name]
     if name.isdecimal() and len(name) < 10 and int(name) < len(classes):
         return int(name)
-    return indices.get(normalise_name(name)) if re.search("[a-zA-Z]", name) else None
+    if not re.search("[a-zA-Z]", name):
+        return None
+    return indices.get(without_id(name), indices.get(normalise_name(name)))
 
 
 @cache
 def class_indices(classes: tuple[str, ...]) -> dict[str, int]:
-    """Name -> index, also under each name's normalised spelling."""
+    """Name -> index, also under other spellings of it; that name itself goes first.
+
+    Upper case is kept as long as can be: a Cardigan is a dog, and a cardigan is worn.
+    """
     exact = {name: c for c, name in enumerate(classes)}
-    return {normalise_name(name): c for name, c in exact.items()} | exact
+    bare = {without_id(name): c for name, c in exact.items()}
+    return {name.casefold(): c for name, c in bare.items()} | bare | exact
+
+
+def without_id(name: str) -> str:
+    """n02134084_Ice-Bear -> Ice Bear"""
+    return re.sub(r"^n\d{8}|[\W_]+", " ", name).strip()
 
 
 def normalise_name(name: str) -> str:
-    """n02391049_Polar-Bear -> polar bear"""
-    return re.sub(r"^n\d{8}|[\W_]+", " ", name).strip().casefold()
+    return without_id(name).casefold()
 
 
 def target_class(word: str, classes: tuple[str, ...]) -> str | int:

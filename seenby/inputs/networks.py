@@ -68,6 +68,9 @@ def load_network(model: str, weights: str | None = None, layer: str | None = Non
     weights: a checkpoint, "pretrained", or "none" for random ones; by default pretrained, or as
     FILE.py makes them. What is given takes the place of what comes with the network.
     """
+    if not isinstance(model, str):
+        raise InputError(f"a {type(model).__name__} was given; give a name, or FILE.py:NAME: a "
+                         "module that is there needs no load_network")
     torch.manual_seed(0)  # where weights are random, they are the same in every process
     if model.startswith("timm:"):
         network = timm_network(model.removeprefix("timm:"), weights or "pretrained")
@@ -111,10 +114,14 @@ def with_layer_and_classes(network: Network, layer: str | None, class_names: Seq
     if len(std) != len(mean) or min(std) <= 0:
         raise InputError(f"--mean {mean} and --std {std} were given; give as many numbers to both, "
                          "and a std above 0")
+    if max(mean) > 1:
+        raise InputError(f"--mean {mean} was given; pixels are numbers from 0 to 1: divide it, and "
+                         "--std, by 255")
     layer = None if layer is None else layer_name(network.module, layer)
     name = network.title.partition(",")[0]
     with as_input_error(f"{name} can't take pictures of {len(mean)} x {H} x {W}",
-                        "give --size, --mean and --std as in its training"):
+                        "give --size, --mean and --std as in its training, a number for each "
+                        "channel (one alone is for grey pictures)"):
         # Noise, as of a black picture ReLUs may leave nothing.
         x = network.tensor([Image.effect_noise((W, H), 64).convert(preprocessing.mode)])
         if any(isinstance(module, LazyModuleMixin) for module in network.module.modules()):
@@ -188,7 +195,7 @@ def timm_network(name: str, weights: str) -> Network:
 
 
 def file_network(model: str, weights: str | None) -> Network:
-    """NAME of FILE.py: a class, or a function, that is called and gives a network."""
+    """NAME of FILE.py: a network, or a class or a function that is called and gives one."""
     path, name = Path(model.rpartition(":")[0]), model.rpartition(":")[2]
     if (folder := str(path.absolute().parent)) not in sys.path:
         sys.path.insert(0, folder)  # for what it imports itself
@@ -198,7 +205,12 @@ def file_network(model: str, weights: str | None) -> Network:
 
     fix = "give a file and the class or function in it that makes the network"
     with as_input_error(describe, fix):
-        build = runpy.run_path(str(path))[name]
+        content = runpy.run_path(str(path))
+        if name not in content:
+            defined = (word for word, value in content.items() if callable(value))
+            raise InputError(f"{path} has no {name}; give {closest_names(name, defined)}")
+        found = content[name]
+        build = (lambda: found) if isinstance(found, nn.Module) else found
         net = build() if weights is None else build_with_checkpoint(build, weights)
     if not isinstance(net, nn.Module):
         raise InputError(f"model {model} made no network but {type(net).__name__}; return the "

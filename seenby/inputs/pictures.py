@@ -67,10 +67,11 @@ class Picture:
     crop_box: Box = (0, 0, 0, 0)  # the part of the original that image shows
 
 
-def read_pictures(sources: Iterable[str | Path], preprocessing: Preprocessing,
+def read_pictures(sources: str | Path | Iterable[str | Path], preprocessing: Preprocessing,
                   classes: tuple[str, ...] = (), invert: bool = False,
                   keep_original: bool = False) -> Iterator[Picture]:
     """Every picture of the sources, one at a time: files, folders or data sets."""
+    sources = [sources] if isinstance(sources, (str, Path)) else sources
     return (load_picture(item, preprocessing, classes, invert, keep_original)
             for item in list_items(sources, classes))
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from seenby.core.explanation import Explanation
-from seenby.errors import InputError
+from seenby.errors import InputError, closest_names
 from seenby.inputs.pictures import Box
 from seenby.outputs.table import evidence_note
 
@@ -26,6 +26,11 @@ class Style:
     panels: Sequence[str] = DEFAULT_PANELS
     colormap: str = "jet"
     opacity: float = 0.5
+
+    def __post_init__(self) -> None:
+        palette(self.colormap)
+        if not 0 <= self.opacity <= 1:
+            raise InputError(f"opacity {self.opacity} was given; give a number from 0 to 1")
 
     def colorize(self, values: np.ndarray, signed: bool = False) -> Image.Image:
         """(H, W) in colours: a map from 0 to its maximum, a signed one around 0.
@@ -46,6 +51,9 @@ def palette(colormap: str) -> bytes:
     """256 colours, from 0 to 1; kept, as matplotlib makes its table anew for each image."""
     from matplotlib import colormaps
 
+    if colormap not in colormaps:
+        closest = closest_names(colormap, colormaps)
+        raise InputError(f"{colormap!r} is unknown to matplotlib; give {closest}")
     colors: np.ndarray = colormaps[colormap](np.arange(256), bytes=True)[:, :3]
     return colors.tobytes()
 

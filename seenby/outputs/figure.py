@@ -49,6 +49,8 @@ def panel_words(explanations: Sequence[Explanation]) -> dict[str, str]:
 
 
 def panel_image(name: str, picture: Picture, explanation: Explanation, style: Style) -> Image.Image:
+    if name not in PANELS:
+        raise InputError(f"panel {name!r} was given; give some of {', '.join(PANELS)}")
     if picture.image is None:
         raise InputError(f"{picture.name} was not read ({picture.note}); leave it out")
     if name == "raw":
@@ -116,6 +118,7 @@ def cells_note(explanations: Sequence[Explanation]) -> str:
     return "; ".join(f"{layer}: {grid}" for layer, grid in sorted(grids))
 
 
+SMALLEST = 6  # points of a letter over a column
 HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
             "label": "label", "target": "maps for", "target_probability": "its probability",
             "cosine": "its cosine", "method": "method"}
@@ -149,14 +152,26 @@ def draw_column_heading(axes: Axes, x: float, y: float, heading: str, row: Row) 
         words = f"{float(words):.2f}"
     elif heading.endswith("probability"):
         words = percents(words)
-    elif len(words) > 12:
-        words = f"{words[:4]}...{words[-5:]}"
     if heading == "predicted":
         style = {"size": 13 if len(words) < 4 else 9, "weight": "bold"}
         if row["label"] not in ("", row[heading]):  # crossed and framed: clear without colour too
             frame = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "crimson"}
             words, style = f"{words} \N{BALLOT X}", style | {"color": "crimson", "bbox": frame}
+    words, style["size"] = fitted(words, style["size"], style.get("weight", "normal"))
     axes.text(x, y, words, ha="center", va="center", parse_math=False, **style)
+
+
+def fitted(words: str, size: float, weight: str, width: float = 57) -> tuple[str, float]:
+    """Words and their size in points, to fit into a width: smaller letters, and then fewer."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(weight=weight, size=size)
+    ratio = width / max(1, text_to_path.get_text_width_height_descent(words, font, False)[0])
+    if ratio * size >= SMALLEST:
+        return words, min(size, ratio * size)
+    ends = int(len(words) * ratio * size / SMALLEST / 2) - 1  # without the dots in the middle
+    return f"{words[:ends]}...{words[-ends:]}", SMALLEST
 
 
 def percents(cell: str) -> str:

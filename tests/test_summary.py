@@ -220,6 +220,10 @@ def test_why_nothing_is_explained():
     assert str(nothing_explained(tally, "wrong")) == (
         "no picture is wrong (of 8 with a label); give others, or another --pick"
     )
+    assert str(nothing_explained(Tally(not_picked=3), "wrong")) == (
+        "--pick wrong was given, but no picture has a label of the network's; give some in folders "
+        "that are named after their classes"
+    )
     assert str(nothing_explained(Tally(), "all")) == NO_PICTURES
     assert str(nothing_explained(Tally(skipped=["a; give b"]), "all")) == "a; give b"
     error = nothing_explained(Tally(skipped=["a; give b", "c", "d"]), "correct")

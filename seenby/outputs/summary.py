@@ -65,13 +65,17 @@ class Tally:
 
 
 def nothing_explained(tally: Tally, pick: str) -> InputError:
-    if pick != "all" and not tally.skipped:
-        return InputError(f"no picture is {pick} (of {tally.seen.total()} with a label); give "
-                          "others, or another --pick")
-    if not tally.skipped:
+    if not tally.total:
         return InputError(NO_PICTURES)
-    first, *others = tally.skipped
-    return InputError(first + (f" (and {len(others)} more that can't be read)" if others else ""))
+    if tally.skipped:
+        first, *others = tally.skipped
+        more = f" (and {len(others)} more that can't be read)" if others else ""
+        return InputError(first + more)
+    if not tally.seen:
+        return InputError(f"--pick {pick} was given, but no picture has a label of the network's; "
+                          "give some in folders that are named after their classes")
+    return InputError(f"no picture is {pick} (of {tally.seen.total()} with a label); give others, "
+                      "or another --pick")
 
 
 def skipped_lines(skipped: list[str], most: int = 20) -> list[str]:

@@ -361,8 +361,22 @@ def test_views_that_are_not_seen_do_without(rows):
         expected = explain(net, x, 1, "conv")
     torch.testing.assert_close(found.R, expected.R)
     torch.testing.assert_close(found.L_c, expected.L_c)
-    with pytest.raises(InputError, match="class 7 was given"):
-        explain(net, x, 7, "conv")
+
+
+def test_other_errors_are_not_tried_again():
+    calls = []
+
+    class FailsOnce(nn.Sequential):
+        def forward(self, x):
+            calls.append(len(x))
+            if len(calls) == 1:
+                raise RuntimeError("the first call fails")
+            return super().forward(x)
+
+    net = FailsOnce(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    with pytest.raises(RuntimeError, match="the first call fails"):
+        explain(net, torch.rand(2, 3, 8, 8), 1, "0")
+    assert calls == [2]
 
 
 def test_grey_pixels_are_explained_under_autocast(network, digits):

@@ -6,6 +6,7 @@ replacement in place of the function that it stands for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seenby.errors import InputError, is_out_of_memory
+from seenby.errors import InputError
 
 Result = TypeVar("Result")
 _on = ContextVar("speedups", default=True)
@@ -32,13 +33,14 @@ def off() -> Iterator[None]:
 
 
 def with_fallback(work: Callable[[], Result], x: Tensor) -> Result:
-    """work(), and once more as PyTorch has it where it fails: what views maps as rows can't do so
-    in channels-last memory, and is not always seen, as within TorchScript.
+    """work(), and once more as PyTorch has it where it fails for its memory's order: what views
+    maps as rows can't do so in channels-last memory, and is not always seen, as in TorchScript.
     """
     try:
         return work()
     except (RuntimeError, InputError) as error:
-        if memory_format(x) is not torch.channels_last or is_out_of_memory(error):
+        is_of_order = re.search("view size is not compatible|contiguous", str(error))
+        if memory_format(x) is not torch.channels_last or not is_of_order:
             raise
     with off():
         return work()

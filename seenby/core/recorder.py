@@ -21,7 +21,8 @@ SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
 RESHAPES = {"squeeze", "unsqueeze", "flatten", "reshape", "view", "clone", "contiguous", "to",
             "float", "double"}
 PARTS, CLAMPS = {"getitem", "select"}, {"clamp", "clip", "clamp_min", "clamp_max"}
-ENDINGS = {"softmax", "log_softmax", *SIGMOIDS, *RESHAPES, *PARTS, *CLAMPS}
+FOLLOWING = RESHAPES | PARTS | CLAMPS
+ENDINGS = {"softmax", "log_softmax"} | SIGMOIDS | FOLLOWING
 MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
 STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
@@ -122,7 +123,7 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
     The note goes on through a change of shape, and that of a sigmoid to parts of what it gave.
     """
     given = argument(args, kwargs, 0, "input")
-    if name in RESHAPES | PARTS | CLAMPS:
+    if name in FOLLOWING:
         note = getattr(given, ENDING, None)
         if note is None or note[0] != given._version or (name in PARTS and note[1] == "softmax"):
             return None

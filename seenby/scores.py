@@ -85,7 +85,8 @@ def scores_of_coverings(observations: Sequence[Observation]) -> Tensor:
 
 
 def map_of_falls(o: Observation) -> Tensor:
-    """(1, T) by how much each tile lets the score fall: a ridge regression on both fills."""
+    """(1, T) by how much each tile lets the score fall: a ridge regression on both fills, as there
+    are fewer sets in a half than tiles."""
     a, sets = centred_falls(o), o.sets.double()
     a = (a / a.norm(dim=1, keepdim=True).clamp(min=1e-300)).sum(0)  # (M,)
     sets = sets - sets.mean(0)

@@ -24,7 +24,7 @@ from seenby.errors import InputError, warn
 from seenby.inputs.classes import target_class
 from seenby.inputs.networks import Network, load_network
 from seenby.inputs.pictures import Picture, read_pictures
-from seenby.machine import Ranks, keep_freed_memory, return_freed_memory
+from seenby.machine import Ranks, hand_over_often, keep_freed_memory, return_freed_memory
 from seenby.outputs.figure import draw_grid
 from seenby.outputs.record import run_record
 from seenby.outputs.store import STEM, OutputFolder, Result
@@ -128,6 +128,7 @@ def explain_batches(run: Run) -> dict[int, list[Result]]:
     """Do this rank's batches. Returns those that the figure shows the first pictures of."""
     settings, ranks, output = run.settings, run.ranks, run.output
     keep_freed_memory()
+    hand_over_often()
     run.network.module.to(settings.device)
     done = set(output.finished_batches())
     batches = Batches(settings, run.network, range(ranks.rank, sys.maxsize, ranks.world_size), done)

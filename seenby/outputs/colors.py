@@ -81,7 +81,7 @@ def overlay(image: Image.Image, explanation: Explanation, style: Style | None = 
     within = (max(0, (x1 - left) * x), max(0, (y1 - top) * y),
               min(w, (x2 - left) * x), min(h, (y2 - top) * y))
     picture = image.convert("RGB")
-    under = picture.crop(seen)
+    under = picture.crop(seen) if box else picture
     # Enlarged first, and coloured then.
     large = Image.fromarray(heatmap).resize(under.size, Image.Resampling.BILINEAR, within)
     heat = style.colorize(np.asarray(large))
@@ -89,6 +89,8 @@ def overlay(image: Image.Image, explanation: Explanation, style: Style | None = 
     words = evidence_note(explanation)
     if words and min(mixed.size) >= 100:  # on less it could not be read
         write_across(mixed, words)
+    if not box:
+        return mixed
     picture.paste(mixed, (x1, y1))
     return picture
 

@@ -488,21 +488,21 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
 }  # fmt: skip
 
 
+USERS = {  # a file -> the tests that use it, where they are other than mostly
+    SCRIPT: ("test_twin.py",),
+    EXPLANATION: ("test_targets.py", "test_methods.py", "test_pipeline.py"),
+    TABLE: ("test_figure.py", "test_pipeline.py"),
+    **dict.fromkeys((PIPELINE, STORE), ("test_pipeline.py", "test_long_runs.py")),
+    **dict.fromkeys((RECORDER, TASKS, TARGETS),
+                    ("test_tasks.py", "test_targets.py", "test_endings.py")),
+}  # fmt: skip
+
+
 def tests_of(file: str, folder: Path) -> list[str]:
     """The tests of a file in a copy of the project: those of its own, then those that use it."""
-    stem = Path(file).stem
-    own, users = [f"test_{stem}.py"], ["test_explanation.py", "test_pipeline.py"]
-    if file == SCRIPT:
-        own, users = ["test_sid_a4*.py"], ["test_twin.py"]
-    elif file == EXPLANATION:
-        users = ["test_targets.py", "test_methods.py", "test_pipeline.py"]
-    elif file == TABLE:
-        users = ["test_figure.py", "test_pipeline.py"]
-    elif file in (PIPELINE, STORE):
-        users = ["test_pipeline.py", "test_long_runs.py"]
-    elif file in (RECORDER, TASKS, TARGETS):
-        users = ["test_tasks.py", "test_targets.py", "test_endings.py"]
-    found = [sorted((folder / "tests").glob(pattern)) for pattern in (*own, *users)]
+    own = "test_sid_a4*.py" if file == SCRIPT else f"test_{Path(file).stem}.py"
+    patterns = own, *USERS.get(file, ("test_explanation.py", "test_pipeline.py"))
+    found = [sorted((folder / "tests").glob(pattern)) for pattern in patterns]
     return [*dict.fromkeys(str(path.relative_to(folder)) for paths in found for path in paths)]
 
 

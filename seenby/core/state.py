@@ -89,8 +89,7 @@ def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
     containers: list[Any] = [*map(vars, modules)]
     containers += [value for module in modules if not is_pytorchs(module)
                    for value in vars(module).values() if isinstance(value, (dict, list, set))]
-    containers += [vars(buffer) for module in modules for buffer in module._buffers.values()
-                   if buffer is not None]
+    containers += map(vars, buffers_of(modules))
     return [(each, each.copy()) for each in containers]
 
 
@@ -125,9 +124,13 @@ def is_same(container: Any, content: Any) -> bool:
 
 def snapshot_of_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int, Tensor]]:
     """Each buffer, its version, and a copy; a quantiser's observer writes into them in any mode."""
-    return [(buffer, buffer._version, buffer.detach().clone()) for module in modules
-            for buffer in module._buffers.values()
-            if buffer is not None and not buffer.is_inference()]
+    return [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers_of(modules)
+            if not buffer.is_inference()]
+
+
+def buffers_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    return (buffer for module in modules for buffer in module._buffers.values()
+            if buffer is not None)
 
 
 def restore_buffers(before: Iterable[tuple[Tensor, int, Tensor]]) -> None:

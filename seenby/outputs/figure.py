@@ -118,7 +118,7 @@ def cells_note(explanations: Sequence[Explanation]) -> str:
     return "; ".join(f"{layer}: {grid}" for layer, grid in sorted(grids))
 
 
-SMALLEST = 6  # points of a letter over a column
+WIDEST, SMALLEST = 57, 6  # points: a line over a column, and its letters
 HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
             "label": "label", "target": "maps for", "target_probability": "its probability",
             "cosine": "its cosine", "method": "method"}
@@ -161,13 +161,13 @@ def draw_column_heading(axes: Axes, x: float, y: float, heading: str, row: Row) 
     axes.text(x, y, words, ha="center", va="center", parse_math=False, **style)
 
 
-def fitted(words: str, size: float, weight: str, width: float = 57) -> tuple[str, float]:
-    """Words and their size in points, to fit into a width: smaller letters, and then fewer."""
+def fitted(words: str, size: float, weight: str) -> tuple[str, float]:
+    """Words and their size in points, to fit over a column: smaller letters, and then fewer."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
     font = FontProperties(weight=weight, size=size)
-    ratio = width / max(1, text_to_path.get_text_width_height_descent(words, font, False)[0])
+    ratio = WIDEST / max(1, text_to_path.get_text_width_height_descent(words, font, False)[0])
     if ratio * size >= SMALLEST:
         return words, min(size, ratio * size)
     ends = int(len(words) * ratio * size / SMALLEST / 2) - 1  # without the dots in the middle

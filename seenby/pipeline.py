@@ -31,6 +31,7 @@ from seenby.outputs.store import STEM, OutputFolder, Result
 from seenby.outputs.summary import Tally, layer_table, skipped_lines, summary
 from seenby.settings import Settings
 from seenby.trial_run import try_maps
+from seenby.trials import require_trial
 
 WRITERS = 2  # threads
 SHARED_FOLDER_TIMEOUT = 60  # seconds, in which a folder of several machines must show what is in it
@@ -79,6 +80,8 @@ def prepare(settings: Settings, network: Network, ranks: Ranks) -> Run:
                          "what the others picked; drop one of them, or use one process")
     if ranks.world_size > 1 and settings.trust:
         raise InputError("--trust was given to several processes; use one process")
+    if settings.trust:
+        require_trial(settings.method[0])
     targets = targets_of(settings, network)
     mark, total = fingerprint(network, settings, targets)
     if not settings.resume and ranks.world_size == 1:

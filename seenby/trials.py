@@ -78,6 +78,13 @@ def per_picture(target: Target, N: int) -> list[Target]:
     return [target] * N if is_one or is_vector(target) else one_each(target, N)
 
 
+def require_trial(method: str) -> None:
+    require_method(method)
+    if METHODS[method].against:
+        raise InputError(f"method {method} was given, whose maps show what speaks against a class: "
+                         "covering that lets the logit rise, so try another method")
+
+
 def make_plan(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
               method: str = "gradcam", pad: Pad = "auto", task: str | None = None,
               default_layer: str = "", at_once: int = SETS) -> Plan:
@@ -85,10 +92,7 @@ def make_plan(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = N
 
     x: (1, C, H, W). default_layer: find_layer's, where that is known already.
     """
-    require_method(method)
-    if METHODS[method].against:
-        raise InputError(f"method {method} was given, whose maps show what speaks against a class: "
-                         "covering that lets the logit rise, so try another method")
+    require_trial(method)
     default = Choice(default_layer or find_layer(net, x, target, task).name)
     asked = Choice(default.layer if layer is None else layer_name(net, layer), method, pad)
     others = {} if asked == default else {DEFAULT: default}

@@ -78,6 +78,14 @@ def test_the_plot_says_what_can_be_reached(tried):
     ]
 
 
+def test_a_method_that_can_not_be_tried_is_refused_before_the_run(many_digits, tmp_path):
+    words = ("--trust", 8, "--method", "counterfactual", "gradcam")
+    code, said, err = course_run(tmp_path / "out", many_digits, *LIGHT, *words)
+    assert (code, said) == (2, "")
+    assert err.startswith("seenby: error: method counterfactual was given, whose maps show what ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_pictures_are_spread_over_the_run(many_digits, tmp_path, monkeypatch):
     seen = []
     observe = trial_run.observe

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from seenby.batch import Batches, explain_batch
+from seenby.batch import Batches, explain_batch, tensor_of
 from seenby.core.explanation import Explanation
 from seenby.core.layers import list_layers
 from seenby.core.targets import Like, Ranked, Target, embedding_of, expand_targets
 from seenby.errors import InputError, warn
 from seenby.inputs.classes import target_class
 from seenby.inputs.networks import Network, load_network
-from seenby.inputs.pictures import Picture, read_pictures
+from seenby.inputs.pictures import Picture, read_picture
 from seenby.machine import Ranks, hand_over_often, keep_freed_memory, return_freed_memory
 from seenby.outputs.figure import draw_grid
 from seenby.outputs.record import run_record
@@ -107,10 +107,8 @@ def targets_of(settings: Settings, network: Network) -> tuple[Target, ...]:
         return tuple(dict.fromkeys("predicted" if t == Ranked(0) else t for t in targets))
     if settings.like is None:
         raise InputError("the task is embedding; give --like PICTURE, which others are compared to")
-    picture = next(read_pictures([settings.like], network.preprocessing))
-    if picture.image is None:
-        raise InputError(picture.note)
-    embedding = embedding_of(network.module, network.tensor([picture.image]))
+    picture = read_picture(settings.like, network.preprocessing)
+    embedding = embedding_of(network.module, tensor_of(network, [picture]))
     return (Like(embedding, picture.name),)
 
 

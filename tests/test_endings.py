@@ -9,6 +9,7 @@ from running import record_in, seenby, table_in
 
 from seenby import InputError, load_network
 from seenby.inputs.classes import label_of, read_labels
+from seenby.inputs.pictures import NO_CONTRAST
 
 NETWORKS = """
 import torch
@@ -164,11 +165,12 @@ def test_a_segmentation_is_of_the_commonest_class_but_the_background(model, pict
     ]  # fmt: skip
     assert "task      segmentation: a class for each pixel" in said
     seenby(pictures / "c.png", *model("Dense"), "--target", "1", "--out", tmp_path)
-    assert [note.partition("; ")[0] for (note,) in cells(tmp_path, "note")] == [
-        "the class wins no pixel"]  # fmt: skip
+    assert [note.split("; ")[:2] for (note,) in cells(tmp_path, "note")] == [
+        [NO_CONTRAST, "the class wins no pixel"]]  # fmt: skip
 
 
 def test_an_embedding_is_compared_with_a_picture(model, pictures, tmp_path):
+    (tmp_path / "none").mkdir()
     words = (*model("classes"), "--task", "embedding", "--like", pictures / "a.png")
     code, said, err = seenby(pictures, *words, "--out", tmp_path)
     assert (code, err) == (0, "")
@@ -179,6 +181,8 @@ def test_an_embedding_is_compared_with_a_picture(model, pictures, tmp_path):
     for words, what in (
         (("--task", "embedding"), "the task is embedding; give --like PICTURE, which others are"),
         (("--like", pictures / "a.png"), "--like was given, which is for embeddings; give --task"),
+        (("--task", "embedding", "--like", pictures), "has several pictures; give one picture"),
+        (("--task", "embedding", "--like", tmp_path / "none"), "has no picture; give one picture"),
         (("--task", "binary"), "task binary was given, which takes (B, 1); the network gives"),
     ):
         code, _, err = seenby(pictures, *model("classes"), *words, "--out", tmp_path)

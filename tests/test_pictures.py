@@ -14,7 +14,7 @@ from course import COURSE
 from PIL import EpsImagePlugin, Image
 
 from seenby import InputError, Preprocessing, read_pictures
-from seenby.inputs.pictures import SUFFIXES, resize_and_crop, to_mode, unique_file_name
+from seenby.inputs.pictures import NO_CONTRAST, SUFFIXES, resize_and_crop, to_mode, unique_file_name
 from seenby.machine import import_torchvision
 
 RAMP = np.arange(784).reshape(28, 28) % 256  # every grey there is
@@ -75,6 +75,16 @@ def test_colour_palette_and_transparency_become_the_grey_a_viewer_shows(read):
 def test_16_bit_grey_is_scaled_and_not_clipped(read):
     deep = Image.fromarray((RAMP * 257).astype(np.uint16))
     np.testing.assert_array_equal(read(deep, "deep.png")[0].image, RAMP)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_picture_of_next_to_one_shade_is_told(read, invert):
+    """As of a scanner that writes its 12 bits into 16: 4095 of 65535 is 16 of 255."""
+    scan = Image.fromarray((RAMP * 4095 // 255).astype(np.uint16))
+    (picture,) = read(scan, "scan.png", invert)
+    assert (np.ptp(np.asarray(picture.image)), picture.note) == (16, NO_CONTRAST)
+    for brightest, note in ((31, NO_CONTRAST), (32, "")):
+        assert read(grey(RAMP * brightest // 255), "dark.png", invert)[0].note == note
 
 
 @pytest.mark.parametrize(

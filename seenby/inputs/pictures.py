@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 DATA_SETS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
 MAX_PIXELS = 80_000_000  # of a picture: decoded they take up to 700 MB
+MIN_CONTRAST = 32  # of 255 between the darkest and the brightest value: 12 bits of 16 have 15
+NO_CONTRAST = ("the network is shown next to one shade, as of a file that has 12 bits in 16: scale "
+               "its numbers to all that there are")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Item = tuple[str, str, Callable[[], Image.Image]]  # name, label and how to load it
@@ -74,6 +78,17 @@ def read_pictures(sources: str | Path | Iterable[str | Path], preprocessing: Pre
     sources = [sources] if isinstance(sources, (str, Path)) else sources
     return (load_picture(item, preprocessing, classes, invert, keep_original)
             for item in list_items(sources, classes))
+
+
+def read_picture(source: str, preprocessing: Preprocessing) -> Picture:
+    """The only one that there is."""
+    found = list(islice(read_pictures(source, preprocessing), 2))
+    if len(found) != 1:
+        number = "several pictures" if found else "no picture"
+        raise InputError(f"{source} has {number}; give one picture")
+    if found[0].image is None:
+        raise InputError(found[0].note)
+    return found[0]
 
 
 def list_items(sources: Iterable[str | Path], classes: tuple[str, ...]) -> Iterator[Item]:
@@ -143,6 +158,8 @@ def load_picture(item: Item, preprocessing: Preprocessing, classes: tuple[str, .
     except MemoryError:
         too_large = f"{name} is too large for this machine; give a smaller one"
         return Picture(name, None, label, too_large)
+    if np.ptp(np.asarray(image)) < MIN_CONTRAST:
+        note = "; ".join(filter(None, [note, NO_CONTRAST]))
     return Picture(name, image, label, note, original if keep_original else None, box)
 
 

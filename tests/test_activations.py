@@ -129,6 +129,12 @@ def test_guided_backprop_through_relu6(spelling):
     assert (explanation.relu_calls, explanation.other_activations) == (3, ())
 
 
+def compiled_ahead(x):
+    from functorch.compile import aot_function, nop  # takes seconds
+
+    return aot_function(torch.relu, nop)(x)
+
+
 NAMED = {  # ReLUs that can't be guided, or may not be: the name that is told
     "x - min(x, 0)": (lambda x: x - torch.minimum(x, torch.zeros_like(x)), "minimum"),
     "x - x.clamp(max=0)": (lambda x: x - x.clamp(max=0), "clamp"),
@@ -138,6 +144,7 @@ NAMED = {  # ReLUs that can't be guided, or may not be: the name that is told
     "autograd.Function": (GuidedReLU.apply, "clamp in an autograd.Function"),
     "fused TorchScript": (fused, "TorchScript"),
     "scripted SiLU": (scripted_silu, "silu"),
+    "functorch": (compiled_ahead, "aot_function"),
 }
 UNSEEN = {  # the docs say so
     "largest of a stack": lambda x: torch.stack([x, torch.zeros_like(x)]).amax(0),

@@ -436,6 +436,72 @@ def test_within_itself_nothing_is_left_to_change():
     assert all(module.training for module in net.modules())
 
 
+def compiler():
+    """A backend of torch.compile, and the list of what it was called with."""
+    graphs = []
+
+    def backend(graph, _example):
+        graphs.append(graph)
+        return graph.forward
+
+    return backend, graphs
+
+
+class CompiledInside(nn.Module):
+    """A module of it, in place, and a function."""
+
+    def __init__(self, net, backend):
+        super().__init__()
+        self.net = net
+        self.relu = torch.compile(lambda x: torch.relu(x), backend=backend)
+        net.compile(backend=backend)
+
+    def forward(self, x):
+        return self.net(self.relu(x))
+
+
+@pytest.mark.parametrize("kind", ["whole", "of one graph", "inside"])
+def test_a_compiled_network_is_explained_as_it_was_written(kind):
+    net, (backend, graphs), x = Trainable().eval(), compiler(), torch.randn(2, 1, 12, 12)
+    net(torch.rand(4, 1, 12, 12))
+    written = net if kind != "inside" else nn.Sequential(nn.ReLU(), net)
+    expected = explain(written, x)
+    if kind == "inside":
+        compiled = CompiledInside(net, backend)
+    else:
+        compiled = torch.compile(net, backend=backend, fullgraph=kind == "of one graph")
+    compilations = []
+    for _ in range(2):  # before the first call and after it
+        found = explain(compiled, x)
+        assert (found.relu_calls, found.other_activations) == (expected.relu_calls, ())
+        assert found.layer.endswith("conv2")
+        for name in ("logits", "L_c", "heatmap", "R"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+        compilations.append(len(graphs))
+        compiled(x)
+        compilations.append(len(graphs))
+    parts = 2 if kind == "inside" else 1
+    assert compilations == [0, parts, parts, parts]
+
+
+def test_others_are_compiled_again_when_the_last_explanation_ends():
+    first, second, x = waiting(), waiting(), torch.rand(1, 1, 8, 8)
+    backend, graphs = compiler()
+    double = torch.compile(lambda x: 2 * x, backend=backend)
+    with ThreadPoolExecutor(2) as pool:
+        running = []
+        for net in (first, second):
+            running.append(pool.submit(explain, net, x, 0, "0"))
+            assert net.began.wait(30)
+        assert torch.equal(double(x), 2 * x)
+        assert not graphs
+        for net, future in zip((first, second), running, strict=True):
+            net.goes_on.set()
+            future.result(30)
+    assert torch.equal(double(x), 2 * x)
+    assert len(graphs) == 1
+
+
 def test_no_network_is_kept_alive():
     net = DigitCNN()
     explain(net, torch.rand(1, 1, 28, 28))

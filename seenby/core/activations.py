@@ -33,7 +33,7 @@ ACTIVATIONS = {*BOUNDED, *MASKING, *MINIMUM, *MAX_POSITION, *OTHER_ACTIVATIONS}
 # What a node is called where no function of PyTorch was seen to make it, as within TorchScript.
 HIDDEN = {name.replace("_", ""): name for name in OTHER_ACTIVATIONS} | {
     "prelukernel": "prelu", "differentiablegraph": "TorchScript",
-    "compiledfunction": "torch.compile",
+    "compiledfunction": "aot_function",  # torch.compile is switched off
 }  # fmt: skip
 KINDS = {"relu", *BOUNDS, *HIDDEN}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from operator import is_
 from typing import Any
 
@@ -16,6 +17,7 @@ from seenby.core.checks import require_network
 
 _in_use: dict[int, set[nn.Module]] = {}  # thread -> the modules of what it explains
 _released = threading.Condition()
+_uncompiled = ExitStack()  # open while anything is explained
 
 
 @contextmanager
@@ -56,6 +58,8 @@ def exclusive(modules: set[nn.Module]) -> Iterator[None]:
         mine = _in_use.get(me, set())
         _released.wait_for(lambda: all(modules.isdisjoint(theirs) for thread, theirs
                                        in _in_use.items() if thread != me))
+        if not _in_use:
+            run_uncompiled()
         _in_use[me] = mine | modules
     try:
         yield
@@ -64,7 +68,19 @@ def exclusive(modules: set[nn.Module]) -> Iterator[None]:
             _in_use[me] = mine
             if not mine:
                 del _in_use[me]
+            if not _in_use:
+                _uncompiled.close()
             _released.notify_all()
+
+
+def run_uncompiled() -> None:
+    """What torch.compile has made of a network hides its layers and ReLUs: what was written runs.
+
+    For all threads at once, so that it begins with the first of them and ends with the last.
+    """
+    is_imported = "torch._dynamo" in sys.modules  # else nothing is compiled; it takes seconds
+    if is_imported and not torch.compiler.is_compiling():
+        _uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def forget_other_threads() -> None:
@@ -72,6 +88,7 @@ def forget_other_threads() -> None:
     global _released
     _released = threading.Condition()
     _in_use.clear()
+    _uncompiled.close()
 
 
 if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks

@@ -249,7 +249,7 @@ def decode(folder: Path, plan: Plan) -> dict[str, float]:
     for workers in sorted({0, Settings().workers, (os.cpu_count() or 1) - 1}):
         count = plan.pictures if workers else min(200, plan.pictures)
         settings = Settings(images=(str(folder),), limit=count)
-        batches = batch.Batches(settings, network, range(plan.pictures))
+        batches = batch.Batches(batch.Source(settings, network), range(plan.pictures))
         start = time.perf_counter()
         for _ in DataLoader(batches, batch_size=None, num_workers=workers):
             pass

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from seenby.core.explanation import Explanation, explain, explain_many
 from seenby.core.placement import gaussian_blur
 from seenby.core.targets import Target
-from seenby.inputs.classes import class_indices
+from seenby.inputs.classes import class_index
 from seenby.inputs.networks import Network
 from seenby.inputs.pictures import Item, Picture, list_items, load_picture
 from seenby.machine import split_on_oom, threads_for
@@ -29,12 +29,11 @@ from seenby.settings import Settings
 Prediction = tuple[str, str]  # the classes and their probabilities, as in the table
 
 
-class Batches(IterableDataset[tuple[int, list[Picture]]]):
-    """The wanted batches that are not done, decoded; each worker of a DataLoader has its share."""
+class Source:
+    """The pictures that a run was given."""
 
-    def __init__(self, settings: Settings, network: Network, wanted: Container[int] = (),
-                 done: Container[int] = ()) -> None:
-        self.settings, self.wanted, self.done = settings, wanted, done
+    def __init__(self, settings: Settings, network: Network) -> None:
+        self.settings = settings
         # Not the network itself: a worker needs no copy of it.
         self.preprocessing, self.classes = network.preprocessing, network.labels
 
@@ -43,20 +42,28 @@ class Batches(IterableDataset[tuple[int, list[Picture]]]):
         limit = self.settings.limit if self.settings.pick == "all" else None
         return itertools.islice(list_items(self.settings.images, self.classes), limit)
 
+    def load(self, item: Item) -> Picture:
+        settings = self.settings
+        return load_picture(item, self.preprocessing, self.classes, settings.invert,
+                            settings.uncropped, require_label="label" in settings.target)
+
+
+class Batches(IterableDataset[tuple[int, list[Picture]]]):
+    """The batches that are wanted and not done, decoded; each worker of a DataLoader has its share.
+    """
+
+    def __init__(self, source: Source, wanted: Container[int], done: Container[int] = ()) -> None:
+        self.source, self.wanted, self.done = source, wanted, done
+
     def __iter__(self) -> Iterator[tuple[int, list[Picture]]]:
         first, step = 0, 1
         if worker := get_worker_info():
             first, step = worker.id, worker.num_workers
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for what started it
-        batches = enumerate(batched(self.items(), self.settings.batch_size))
+        batches = enumerate(batched(self.source.items(), self.source.settings.batch_size))
         to_do = ((n, items) for n, items in batches if n in self.wanted and n not in self.done)
         for number, items in itertools.islice(to_do, first, None, step):
-            yield number, [self.load(item) for item in items]
-
-    def load(self, item: Item) -> Picture:
-        settings = self.settings
-        return load_picture(item, self.preprocessing, self.classes, settings.invert,
-                            settings.uncropped, require_label="label" in settings.target)
+            yield number, [self.source.load(item) for item in items]
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -86,7 +93,7 @@ def explain_batch(batch: list[Picture], network: Network, settings: Settings,
 
 def result_of(picture: Picture, explanations: list[Explanation] | None,
               prediction: Prediction | None, classes: Sequence[str]) -> Result:
-    """explanations: None if it was not picked or read, none if one is not finite."""
+    """explanations: None if it was not picked or not read; empty if one is not finite."""
     if explanations:
         rows = [explained_row(picture, explanation, classes) for explanation in explanations]
         return Result(picture, explanations, rows)
@@ -109,7 +116,7 @@ def explain_pictures(network: Network, settings: Settings, targets: Sequence[Tar
     """Of each picture: target by target, methods within; none where one of them is not finite."""
     words: dict[Any, Any] = {"predicted": None}
     if "label" in targets:  # then a picture without a label was not read
-        words["label"] = [class_indices(network.classes)[p.label] for p in pictures]
+        words["label"] = [class_index(p.label, network.classes) for p in pictures]
     guided = any(panel in SIGNED for panel in settings.style.panels)
     explanations = to_cpu(explain_many(
         network.module, tensor_of(network, pictures), [words.get(t, t) for t in targets],
@@ -124,7 +131,9 @@ def explain_pictures(network: Network, settings: Settings, targets: Sequence[Tar
 
 
 def tensor_of(network: Network, pictures: Sequence[Picture]) -> Tensor:
-    return network.tensor([p.image for p in pictures if p.image])
+    images = [p.image for p in pictures if p.image is not None]
+    assert len(images) == len(pictures), "pictures that could not be read were left out before"
+    return network.tensor(images)
 
 
 def to_cpu(explanations: list[Explanation]) -> list[Explanation]:

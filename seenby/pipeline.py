@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from seenby.batch import Batches, explain_batch, tensor_of
+from seenby.batch import Batches, Source, explain_batch, tensor_of
 from seenby.core.explanation import Explanation
 from seenby.core.layers import list_layers
 from seenby.core.targets import Like, Ranked, Target, embedding_of, expand_targets
@@ -29,6 +29,7 @@ from seenby.outputs.figure import draw_grid
 from seenby.outputs.record import run_record
 from seenby.outputs.store import STEM, OutputFolder, Result
 from seenby.outputs.summary import Tally, layer_table, skipped_lines, summary
+from seenby.outputs.table import EXPLAINED
 from seenby.settings import Settings
 from seenby.trial_run import try_maps
 from seenby.trials import require_trial
@@ -120,26 +121,27 @@ def fingerprint(network: Network, settings: Settings,
     for weight in [*network.module.parameters(), *network.module.buffers(), *likes]:
         array: Any = weight.detach().contiguous().numpy()
         mark = zlib.crc32(array, mark)
-    for name, label, _ in Batches(settings, network).items():
+    for name, label, _ in Source(settings, network).items():
         mark, total = zlib.crc32(f"{name} {label}".encode(errors="replace"), mark), total + 1
     return f"{mark:08x}", total
 
 
 def explain_batches(run: Run) -> dict[int, list[Result]]:
-    """Do this rank's batches. Returns those that the figure shows the first pictures of."""
+    """Do this rank's batches. Returns those that the figure needs."""
     settings, ranks, output = run.settings, run.ranks, run.output
     keep_freed_memory()
     hand_over_often()
     run.network.module.to(settings.device)
     done = set(output.finished_batches())
-    batches = Batches(settings, run.network, range(ranks.rank, sys.maxsize, ranks.world_size), done)
+    shared = range(ranks.rank, sys.maxsize, ranks.world_size)  # out among the ranks
+    batches = Batches(Source(settings, run.network), shared, done)
     workers = settings.workers if run.total > 4 * settings.batch_size else 0
     loader = DataLoader(batches, batch_size=None, num_workers=workers)
     figure_batches: dict[int, list[Result]] = {}
     columns, picked = 0, count_picked(run)
     with progress_bar(run, len(done)) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
-        # All threads start now: one that lacks memory would be waited for for ever.
+        # Both threads start now: where memory lacks, this fails, and nothing waits for ever later.
         pool.map(Barrier(WRITERS).wait, [5] * WRITERS)
         for number, batch in loader:
             if (picks_left := count_picks_left(settings, picked, number)) <= 0:
@@ -163,7 +165,8 @@ def count_picked(run: Run) -> Counter[int]:
     """How many pictures of each finished batch were picked; counted only where it matters."""
     if run.settings.pick == "all" or run.settings.limit is None:
         return Counter()
-    return Counter(number for number, rows in run.output.read_parts() if rows[0]["target"])
+    return Counter(number for number, rows in run.output.read_parts()
+                   if rows[0]["status"] == EXPLAINED)
 
 
 def count_picks_left(settings: Settings, picked: Counter[int], number: int = sys.maxsize) -> int:
@@ -204,7 +207,7 @@ def figure_columns(run: Run, tally: Tally,
                    at_hand: dict[int, list[Result]]) -> list[tuple[Picture, Explanation]]:
     """What the figure shows. What another rank, or an earlier run, explained is explained again."""
     missing = set(tally.in_figure.values()) - at_hand.keys()
-    batches = iter(Batches(run.settings, run.network, missing))
+    batches = iter(Batches(Source(run.settings, run.network), missing))
     picked = count_picked(run) if missing else Counter()
     for number, batch in itertools.islice(batches, len(missing)):
         picks_left = count_picks_left(run.settings, picked, number)  # as before, to the last digit

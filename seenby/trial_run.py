@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seenby.batch import Batches
+from seenby.batch import Source, tensor_of
 from seenby.core.targets import Like, Target
+from seenby.errors import InputError
 from seenby.inputs.classes import class_index
 from seenby.inputs.networks import Network
 from seenby.machine import threads_for
 from seenby.outputs.forest import draw_forest
 from seenby.outputs.store import OutputFolder, atomic_write
-from seenby.outputs.table import EXPLAINED
+from seenby.outputs.table import EXPLAINED, Row, is_correct
 from seenby.scores import BOX, COVERINGS, EDGES, OWN, REDRAWN, Observation
 from seenby.settings import Settings
 from seenby.trials import Plan, make_plan, observe
@@ -43,7 +45,7 @@ def try_maps(settings: Settings, network: Network, targets: Sequence[Target],
         return ["no verdict: the weights are RANDOM"], []
     rows = [rows[0] for _, rows in output.read_parts() if rows[0]["status"] == EXPLAINED]
     n = min(settings.trust, len(rows))
-    chosen = {rows[i * len(rows) // n]["image"] for i in range(n)}
+    chosen = {row["image"]: row for row in (rows[i * len(rows) // n] for i in range(n))}
     with threads_for(network.module, math.prod(network.preprocessing.crop_size)):
         names, observations = observe_pictures(settings, network, targets[0], output, chosen)
     trust = judge(observations)
@@ -52,29 +54,37 @@ def try_maps(settings: Settings, network: Network, targets: Sequence[Target],
     named = dict(zip(names, trust.thirds, strict=True)) if trust.thirds else None
     output.save_json(FILES[0], asked | record(trust) | {"thirds": named})
     output.save_figure(FILES[1], forest_of(trust))
-    others = len(targets) + len(settings.method) > 2
-    alone = [f"tried with {target_title(targets[0])} and {settings.method[0]} alone"] * others
-    return [*trust.sentences, *alone], [*FILES]
+    sentences = [*trust.sentences]
+    if len(targets) > 1 or len(settings.method) > 1:
+        sentences.append(f"tried with {target_title(targets[0])} and {settings.method[0]} alone")
+    return sentences, [*FILES]
 
 
 def observe_pictures(settings: Settings, network: Network, target: Target, output: OutputFolder,
-                     chosen: set[str]) -> tuple[list[str], list[Observation]]:
-    """The chosen pictures' names and what was seen of each; an interrupted run's are kept."""
+                     chosen: Mapping[str, Row]) -> tuple[list[str], list[Observation]]:
+    """The chosen pictures' names and what was seen of each; an interrupted run's are kept.
+
+    chosen: by name, what the table says of each.
+    """
     from tqdm import tqdm
 
-    batches, plan = Batches(settings, network), None
+    source, plan = Source(settings, network), None
     observations: dict[str, Observation] = {}
     hidden = True if settings.quiet else None  # None: unless a terminal
     with tqdm(total=len(chosen), desc="trust", delay=2, disable=hidden, unit=" pictures") as bar:
-        for item in (item for item in batches.items() if item[0] in chosen):
-            picture = batches.load(item)
-            x = network.tensor([image for image in [picture.image] if image])
-            label = class_index(picture.label, network.classes) if picture.label else None
-            c = {"predicted": None, "label": label}.get(str(target), target)
+        for item in (item for item in source.items() if item[0] in chosen):
+            picture = source.load(item)
+            if picture.image is None:  # any more
+                raise InputError(picture.note)
+            x = tensor_of(network, [picture])
+            c = None if target == "predicted" else target
+            if target == "label":
+                c = class_index(picture.label, network.classes)
             plan = plan or plan_for(settings, network, c, x)
             file = output.parts / f"trust_{picture.name}.pt"
             if not file.exists():
-                seen = observe(plan, x, c, zlib.crc32(picture.name.encode()), label)
+                seen = observe(plan, x, c, zlib.crc32(picture.name.encode()))
+                seen = replace(seen, correct=is_correct(chosen[picture.name]))
                 with atomic_write(file, output.parts) as part:
                     torch.save(vars(seen), part)
             observations[picture.name] = Observation(**torch.load(file, weights_only=True))

@@ -29,6 +29,7 @@ from seenby.outputs.table import (
     SKIPPED,
     Row,
     cells_of_any_length,
+    is_correct,
     method_title,
     notes_in,
     unescape_formula,
@@ -92,9 +93,8 @@ class WrittenRun:
         """Of one picture: its rows, a map for each of them."""
         first = rows[0]
         label, predicted = first["label"], first["predicted"]
-        state = "skipped" if first["status"] == SKIPPED else "unjudged"
-        if label and predicted:
-            state = "right" if label == predicted else "wrong"
+        states = {True: "right", False: "wrong", None: "unjudged"}
+        state = "skipped" if first["status"] == SKIPPED else states[is_correct(first)]
         notes = dict.fromkeys(note for row in rows for note in notes_in(row))
         # Where the label is what was predicted, --target predicted label explains it twice.
         explained = {(row["target_index"], row["method"]): row for row in rows

@@ -13,7 +13,7 @@ from PIL import Image
 from running import course_run, explained_in, files_in, seenby, table_in
 
 from seenby import Style, explain, overlay
-from seenby.batch import Batches, batched, explain_batch, predict, to_cpu
+from seenby.batch import Batches, Source, batched, explain_batch, predict, to_cpu
 from seenby.core.backward import guided_backprop
 from seenby.core.placement import gaussian_blur
 from seenby.outputs.colors import enlarged
@@ -49,24 +49,24 @@ def test_pictures_in_batches():
 def test_batches_hold_what_is_wanted_and_not_done(labelled, network):
     settings = Settings(images=(str(labelled),), batch_size=3)
     names = [f"image_{i}" for i in range(8)]
-    found = list(Batches(settings, network, range(9)))
+    found = list(Batches(Source(settings, network), range(9)))
     assert [number for number, _ in found] == [0, 1, 2]
     assert [p.name for _, pictures in found for p in pictures] == names
-    found = list(Batches(settings, network, range(9), done={1}))
+    found = list(Batches(Source(settings, network), range(9), done={1}))
     assert [(n, [p.name for p in pictures]) for n, pictures in found] == [
         (0, names[:3]), (2, names[6:]),
     ]  # fmt: skip
-    second = Batches(settings, network, range(1, 9, 2))  # the second of two processes
+    second = Batches(Source(settings, network), range(1, 9, 2))  # the second of two processes
     assert [number for number, _ in second] == [1]
     assert [p.label for _, pictures in second for p in pictures] == ["3", "4", "5"]
 
 
 def test_a_limit_counts_pictures_or_where_some_are_picked_those(labelled, network):
     settings = Settings(images=(str(labelled),), limit=3)
-    assert [name for name, *_ in Batches(settings, network).items()] == [
+    assert [name for name, *_ in Source(settings, network).items()] == [
         "image_0", "image_1", "image_2",
     ]  # fmt: skip
-    assert len(list(Batches(replace(settings, pick="wrong"), network).items())) == 8
+    assert len(list(Source(replace(settings, pick="wrong"), network).items())) == 8
 
 
 # ------------------------------------------------------------------------------------- picked

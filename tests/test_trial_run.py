@@ -1,6 +1,8 @@
 """--trust: what a run says, writes, keeps when it is interrupted, and refuses."""
 
 import json
+import shutil
+import zlib
 from dataclasses import fields
 from operator import itemgetter
 
@@ -8,10 +10,10 @@ import pytest
 import torch
 from course import COURSE, MODEL
 from PIL import Image
-from running import course_run, files_in, seenby
+from running import course_run, files_in, seenby, table_in
 from train_mnist import jittered
 
-from seenby import trial_run
+from seenby import pipeline, trial_run
 from seenby.errors import InputError
 from seenby.machine import Ranks
 from seenby.options import parse_settings
@@ -89,10 +91,11 @@ def test_a_method_that_can_not_be_tried_is_refused_before_the_run(many_digits, t
 def test_the_pictures_are_spread_over_the_run(many_digits, tmp_path, monkeypatch):
     seen = []
     observe = trial_run.observe
-    monkeypatch.setattr(trial_run, "observe", lambda plan, x, c, seed, label: (
-        seen.append(label), observe(plan, x, c, seed, label))[1])  # fmt: skip
+    monkeypatch.setattr(trial_run, "observe", lambda plan, x, c, seed: (
+        seen.append(seed), observe(plan, x, c, seed))[1])  # fmt: skip
     assert course_run(tmp_path, many_digits, *LIGHT, "--trust", 8)[0] == 0
-    assert seen == [0, 1, 2, 3, 4, 5, 6, 7]
+    first_of_each_folder = ("0", "3", "6", "10", "12", "15", "18", "21")
+    assert seen == [zlib.crc32(name.encode()) for name in first_of_each_folder]
 
 
 def test_the_same_run_writes_the_same_bytes(tried, many_digits, tmp_path):
@@ -119,6 +122,42 @@ def test_an_interrupted_trial_goes_on(tried, many_digits, tmp_path, monkeypatch)
     assert course_run(tmp_path, many_digits, *LIGHT, "--trust", 8, "--resume")[0] == 0
     assert len(calls) == 8
     assert (tmp_path / "trust.json").read_bytes() == (tried[0] / "trust.json").read_bytes()
+
+
+def test_a_picture_that_is_gone_is_named(many_digits, tmp_path, monkeypatch):
+    """As on a network's disk; and what the run wrote is kept."""
+    digits = tmp_path / "in"
+    shutil.copytree(many_digits, digits)
+    try_maps = pipeline.try_maps
+
+    def lose(*given):
+        (digits / "0" / "0.png").write_bytes(b"")
+        return try_maps(*given)
+
+    monkeypatch.setattr(pipeline, "try_maps", lose)
+    code, _, err = course_run(tmp_path / "out", digits, *LIGHT, "--trust", 8)
+    assert code == 2
+    assert "0.png is an empty file" in err
+    assert (tmp_path / "out" / "seenby.csv").exists()
+
+
+def test_labels_are_right_where_all_of_them_are(many_digits, tmp_path):
+    """As in the account: with one of two labels predicted, a picture is not read right."""
+    digits = tmp_path / "in"
+    digits.mkdir()
+    for i in range(8):
+        (digits / f"{i}.png").write_bytes((many_digits / str(i) / f"{3 * i}.png").read_bytes())
+    words = (digits, *LIGHT, "--task", "multilabel")
+    assert course_run(tmp_path / "out", *words)[0] == 0
+    said = [row["predicted"] for row in table_in(tmp_path / "out")]
+    assert max(labels.count(";") for labels in said) > 0
+    rows = [f"{i}.png,{labels if i % 4 else 9}" for i, labels in enumerate(said)]
+    (digits / "labels.csv").write_text("\n".join(["image,labels", *rows]))
+    code, account, err = course_run(tmp_path / "out", *words, "--trust", 8)
+    assert (code, err) == (0, "")
+    assert "6 of 8 with labels have all of them right" in account
+    record = trial_in(tmp_path / "out")
+    assert (record["labelled"], record["correct"]) == (8, 6)
 
 
 def test_what_is_asked_for_is_what_is_tried(many_digits, tmp_path):

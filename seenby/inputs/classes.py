@@ -65,6 +65,8 @@ def names_for(C: int, given: Sequence[str] | None = None,
 def class_index(name: str, classes: tuple[str, ...]) -> int | None:
     """A class by its name, however it is spelt, or by its number."""
     indices = class_indices(classes)
+    if name == NO_LABEL:  # though a class may be called none
+        return None
     if name in indices:
         return indices[name]
     if name.isdecimal() and len(name) < 10 and int(name) < len(classes):

@@ -18,7 +18,7 @@ from seenby.errors import InputError
 from seenby.inputs.classes import BETWEEN, NO_LABEL
 from seenby.inputs.networks import Network
 from seenby.inputs.pictures import SUFFIXES
-from seenby.outputs.table import EXPLAINED, NOT_PICKED, SKIPPED, Row, notes_in
+from seenby.outputs.table import EXPLAINED, NOT_PICKED, SKIPPED, Row, is_correct, notes_in
 
 NO_PICTURES = "no pictures were given; give files or folders with " + " ".join(SUFFIXES)
 
@@ -43,9 +43,9 @@ class Tally:
     def add(self, rows: list[Row], batch: int, columns: int) -> None:
         """The rows of one picture; columns: how many the figure has."""
         label, predicted, status = (rows[0][name] for name in ("label", "predicted", "status"))
-        if label and predicted:
+        if (correct := is_correct(rows[0])) is not None:
             self.seen[label] += 1
-            self.correct[label] += label == predicted
+            self.correct[label] += correct
             there, said = (set(words.split(BETWEEN)) - {NO_LABEL} for words in (label, predicted))
             self.wrong_labels += len(there ^ said)
         if status == SKIPPED:

@@ -123,6 +123,12 @@ def guided_note(explanation: Explanation) -> str:
     return f"guided backprop is not defined for {others}: {shown}"
 
 
+def is_correct(row: Row) -> bool | None:
+    """Whether the label, or all of them, is what is predicted; None where one is not known."""
+    known = row["label"] and row["predicted"]
+    return row["label"] == row["predicted"] if known else None
+
+
 def notes_in(row: Row) -> list[str]:
     """The notes of a row, of which a skipped picture has one."""
     notes = [row["note"]] if row["status"] == SKIPPED else row["note"].split("; ")

@@ -23,11 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(action="ignore"):  # of glyphs and large pictures
             settings = parse_settings(argv)
             code = execute(settings, ranks)
-            if ranks.rank or settings.list_layers:
-                return code
-            if not settings.gallery:
-                gallery.remove(settings.out)  # an earlier run's would have this one's pictures
-            else:
+            if settings.gallery and not (ranks.rank or settings.list_layers):
                 page = gallery.write(settings.out)
                 if not settings.quiet:
                     print(f"gallery   {page}")

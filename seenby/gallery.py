@@ -22,35 +22,22 @@ from typing import Any
 
 from seenby.errors import InputError, one_line
 from seenby.options import Parser
-from seenby.outputs.store import STEM, atomic_write
+from seenby.outputs.store import GENERATOR, STEM, atomic_write, remove_page
 from seenby.written_run import FIX, WrittenRun
 
 JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-GENERATOR = '<meta name="generator" content="seenby.gallery">'
 
 
 def write(given: Path) -> str:
     """index.html beside the table; what was done, in a line."""
     table = find_table(given)
     run, index = WrittenRun(table), table.with_name("index.html")
-    if index.exists() and not is_own(index):
-        raise InputError(f"{index} is there, and not from this program; move it elsewhere")
+    remove_page(table.parent, is_wanted=True)
     with atomic_write(index, index.parent) as part:
         part.write_text(page(run), encoding="utf-8", newline="\n")
     drawn = "" if run.files.get("overlays") else "; no overlay is there, as after --no-overlays"
     pictures = f"{len(run.groups):,} picture{'s' * (len(run.groups) > 1)}"
     return f"{pictures}: open {one_line(index)} in a browser{drawn}"
-
-
-def remove(folder: Path) -> None:
-    """The page in a folder, if it is this program's."""
-    index = folder / "index.html"
-    if index.is_file() and is_own(index):
-        index.unlink()
-
-
-def is_own(index: Path) -> bool:
-    return GENERATOR in index.read_text(encoding="utf-8", errors="replace")
 
 
 def find_table(given: Path) -> Path:

@@ -75,11 +75,6 @@ def parse_settings(argv: Sequence[str] | None) -> Settings:
         options[name] = tuple(dict.fromkeys(options[name]))  # each once, in their order
     style = {name: options.pop(name) for name in ("panels", "colormap", "opacity")}
     settings = Settings(style=Style(**style), **options)
-    if settings.like and settings.task != "embedding":
-        raise InputError("--like was given, which is for embeddings; give --task embedding with it")
-    if settings.task == "embedding" and settings.target != ("predicted",):
-        raise InputError("--target was given; an embedding is compared with a picture: give --like "
-                         "PICTURE instead")
     if not settings.model:
         raise InputError(f"no network was given; give {EXAMPLES}")
     if not (settings.images or settings.list_layers):

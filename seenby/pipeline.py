@@ -27,12 +27,11 @@ from seenby.inputs.pictures import Picture, read_picture
 from seenby.machine import Ranks, hand_over_often, keep_freed_memory, return_freed_memory
 from seenby.outputs.figure import draw_grid
 from seenby.outputs.record import run_record
-from seenby.outputs.store import STEM, OutputFolder, Result
+from seenby.outputs.store import STEM, OutputFolder, Result, forget_parts, remove_page
 from seenby.outputs.summary import Tally, layer_table, skipped_lines, summary
 from seenby.outputs.table import EXPLAINED
-from seenby.settings import Settings
+from seenby.settings import Settings, require_consistent
 from seenby.trial_run import try_maps
-from seenby.trials import require_trial
 
 WRITERS = 2  # threads
 SHARED_FOLDER_TIMEOUT = 60  # seconds, in which a folder of several machines must show what is in it
@@ -53,6 +52,7 @@ class Run:
 def execute(settings: Settings, ranks: Ranks) -> int:
     """Read, explain and write; 1 if a picture had to be left out, else 0."""
     started = time.perf_counter()
+    require_consistent(settings, ranks)
     network = load_network(settings.model, settings.weights, settings.layer, settings.class_names,
                            settings.size, settings.mean, settings.std, settings.task)
     if settings.list_layers:
@@ -71,22 +71,18 @@ def execute(settings: Settings, ranks: Ranks) -> int:
     trust = try_maps(settings, network, run.targets, run.output)
     finish(run, tally, columns, trust, time.perf_counter() - started)
     # To torchrun a rank that ends with 1 has failed, and it would start all of them again.
-    return 1 if tally.skipped and ranks.world_size == 1 else 0
+    is_incomplete = tally.skipped or has_changed(run, tally)
+    return 1 if is_incomplete and ranks.world_size == 1 else 0
 
 
 def prepare(settings: Settings, network: Network, ranks: Ranks) -> Run:
     """Look at what there is to do, the same in every rank."""
-    if ranks.world_size > 1 and settings.pick != "all" and settings.limit:
-        raise InputError("--pick with --limit was given to several processes, of which none knows "
-                         "what the others picked; drop one of them, or use one process")
-    if ranks.world_size > 1 and settings.trust:
-        raise InputError("--trust was given to several processes; use one process")
-    if settings.trust:
-        require_trial(settings.method[0])
     targets = targets_of(settings, network)
     mark, total = fingerprint(network, settings, targets)
     if not settings.resume and ranks.world_size == 1:
-        OutputFolder.forget_parts(settings.out)
+        forget_parts(settings.out)
+    if not ranks.rank:
+        remove_page(settings.out, settings.gallery)
     if len(ranks.all_gather("pictures", mark)) > 1:
         raise InputError("the processes don't see the same pictures, settings and weights; run "
                          "them again when nothing changes any more")
@@ -106,8 +102,7 @@ def targets_of(settings: Settings, network: Network) -> tuple[Target, ...]:
         targets = (target_class(w, network.classes) if isinstance(w, str) else w for w in words)
         # A class may be given by its name and by its number.
         return tuple(dict.fromkeys("predicted" if t == Ranked(0) else t for t in targets))
-    if settings.like is None:
-        raise InputError("the task is embedding; give --like PICTURE, which others are compared to")
+    assert settings.like, "require_consistent"
     picture = read_picture(settings.like, network.preprocessing)
     embedding = embedding_of(network.module, tensor_of(network, [picture]))
     return (Like(embedding, picture.name),)
@@ -222,9 +217,6 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
            trust: tuple[list[str], list[str]], seconds: float) -> None:
     """Write the figure and the record of the run, and say what was done; trust: try_maps'."""
     settings, output, (sentences, more) = run.settings, run.output, trust
-    if tally.total != run.total and settings.pick == "all":
-        tally.skipped.insert(0, f"the pictures changed while they were read: {run.total} were "
-                                f"listed, {tally.total} are in the table; run it again")
     if settings.save_maps:
         output.remove_other_maps()
     pictures, explanations = zip(*columns, strict=True)
@@ -233,6 +225,9 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
     output.save_json("run.json", run_record(settings.results(), run.network, explanations[0],
                                             settings.pad, tally))
     shutil.rmtree(output.parts)
+    if has_changed(run, tally):
+        warn(f"the pictures changed while they were read: {run.total} were listed, {tally.total} "
+             "are in the table; run it again")
     for line in skipped_lines(tally.skipped):
         warn(line)
     if not settings.quiet:
@@ -241,6 +236,11 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
             columns=settings.columns, per_picture=len(run.targets) * len(settings.method),
             written=output.written(more), trust=sentences,
         ))  # fmt: skip
+
+
+def has_changed(run: Run, tally: Tally) -> bool:
+    """Whether other pictures were read than were listed."""
+    return run.settings.pick == "all" and tally.total != run.total
 
 
 def table_of_layers(network: Network) -> str:

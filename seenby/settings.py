@@ -1,4 +1,4 @@
-"""The settings of a run: all that it is asked for, before it begins and unchanged to its end."""
+"""The settings of a run: which of them go together, and which one that is resumed may change."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from seenby.core.methods import require_trial
 from seenby.core.placement import Pad
-from seenby.machine import default_workers
+from seenby.errors import InputError
+from seenby.machine import Ranks, default_workers
 from seenby.outputs.colors import Style
 
 # A run may be resumed with another value of a field that is marked so.
@@ -65,3 +67,25 @@ class Settings:
     def fingerprint(self) -> int:
         """Of the settings that change results."""
         return zlib.crc32(repr(self.results()).encode(errors="replace"))
+
+
+def require_consistent(settings: Settings, ranks: Ranks) -> None:
+    """Raise where settings do not go together, as before anything is loaded."""
+    is_embedding = settings.task == "embedding"
+    if settings.like and not is_embedding:
+        raise InputError("--like was given, which is for embeddings; give --task embedding with it")
+    if is_embedding and settings.target != ("predicted",):
+        raise InputError("--target was given; an embedding is compared with a picture: give --like "
+                         "PICTURE instead")
+    if is_embedding and not settings.like and not settings.list_layers:
+        raise InputError("the task is embedding; give --like PICTURE, which others are compared to")
+    if settings.pick != "all" and settings.task in ("embedding", "regression"):
+        raise InputError(f"--pick {settings.pick} was given; the task is {settings.task}, of which "
+                         "no picture is right or wrong: leave it away")
+    if ranks.world_size > 1 and settings.pick != "all" and settings.limit:
+        raise InputError("--pick with --limit was given to several processes, of which none knows "
+                         "what the others picked; drop one of them, or use one process")
+    if ranks.world_size > 1 and settings.trust:
+        raise InputError("--trust was given to several processes; use one process")
+    if settings.trust:
+        require_trial(settings.method[0])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from seenby.core.checks import require_arguments
 from seenby.core.explanation import Explanation, Layer, explain
 from seenby.core.layers import layer_name
-from seenby.core.methods import METHODS, require_method
+from seenby.core.methods import METHODS, require_trial
 from seenby.core.placement import Pad, gaussian_blur, place
 from seenby.core.search import earlier_layers, find_layer
 from seenby.core.targets import Like, Ranked, Target, is_vector, one_each
@@ -76,13 +76,6 @@ def per_picture(target: Target, N: int) -> list[Target]:
     """What is explained in each of N pictures: one target for all, or a class for each."""
     is_one = target is None or isinstance(target, (str, int, Ranked, Like)) or callable(target)
     return [target] * N if is_one or is_vector(target) else one_each(target, N)
-
-
-def require_trial(method: str) -> None:
-    require_method(method)
-    if METHODS[method].against:
-        raise InputError(f"method {method} was given, whose maps show what speaks against a class: "
-                         "covering that lets the logit rise, so try another method")
 
 
 def make_plan(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,

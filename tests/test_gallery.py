@@ -24,6 +24,7 @@ from seenby import gallery, written_run
 from seenby.command_line import main
 from seenby.errors import InputError
 from seenby.outputs.figure import percent as percent_of
+from seenby.outputs.store import OutputFolder
 from seenby.outputs.table import COLUMNS, NO_EVIDENCE
 
 CHROMIUM = next(
@@ -207,6 +208,27 @@ def test_a_page_does_not_outlive_its_run(digit_folder, tmp_path):
     (tmp_path / "index.html").write_text("somebody's own")
     assert main(words) == 0
     assert (tmp_path / "index.html").read_text() == "somebody's own"
+
+
+def test_a_page_of_somebody_else_is_told_before_the_run(digit_folder, tmp_path, capsys):
+    (tmp_path / "index.html").write_text("somebody's own")
+    words = [str(digit_folder / "3"), "--quiet", *COURSE, "--out", str(tmp_path), "--gallery"]
+    assert main(words) == 2
+    assert "is there, and not from this program" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_a_page_does_not_stand_beside_a_run_that_was_interrupted(digit_folder, tmp_path,
+                                                                 monkeypatch):
+    words = [str(digit_folder / "3"), "--quiet", *COURSE, "--out", str(tmp_path), "--gallery"]
+    assert main(words) == 0
+
+    def stop(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(OutputFolder, "write_batch", stop)
+    assert main([*words, "--target", "5"]) == 2
+    assert not (tmp_path / "index.html").exists()
 
 
 def test_a_run_with_gallery_has_every_panel_of_every_target(full):

@@ -35,12 +35,6 @@ def settings(*words):
     return parse_settings([*map(str, words)])
 
 
-def test_an_embedding_has_no_target(here):
-    words = "--target was given; an embedding is compared with a picture: give --like PICTURE"
-    with pytest.raises(InputError, match=words):
-        settings("a.png", *MODEL, "--task", "embedding", "--like", "a.png", "--target", 3)
-
-
 def test_the_least_that_can_be_said(here):
     assert settings("a.png", *MODEL) == Settings(images=("a.png",), model="resnet18")
     assert settings("a.png", *MODEL).out == Path("outputs")

@@ -157,7 +157,7 @@ def test_several_processes_do_not_pick_with_a_limit(digit_folder, tmp_path, netw
     settings = Settings(images=(str(digit_folder),), pick="wrong", limit=3, out=tmp_path / "out")
     words = "--pick with --limit was given to several processes, .* or use one process"
     with pytest.raises(InputError, match=words):
-        prepare(settings, network, Ranks(0, 0, 2))
+        execute(settings, Ranks(0, 0, 2))
     assert prepare(settings, network, Ranks()).total == 8
     assert not Path(settings.out).exists()
 

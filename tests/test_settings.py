@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from running import course_run, record_in, table_in
 
-from seenby import Style
+from seenby import InputError, Style
+from seenby.machine import Ranks
 from seenby.outputs.store import OutputFolder
-from seenby.pipeline import explain_batch
-from seenby.settings import Settings
+from seenby.pipeline import execute, explain_batch
+from seenby.settings import Settings, require_consistent
 
 OTHERS = {  # another valid value for every field
     "images": ("a.png",), "pick": "wrong", "limit": 3, "invert": True, "model": "resnet18",
@@ -107,3 +108,30 @@ def test_a_run_goes_on_with_settings_that_keep_its_results(
     assert counts == {"explained": explained, "written": written}
     assert record_in(out)["pictures"] == {"explained": 8, "skipped": 0, "not picked": 0}
     assert [row["predicted"] for row in table_in(out)] == list("01234567")
+
+
+@pytest.mark.parametrize(("given", "world_size", "words"), [
+    ({"like": "a.png"}, 1, "--like was given, which is for embeddings; give --task embedding"),
+    ({"task": "embedding"}, 1, "the task is embedding; give --like PICTURE, which others are"),
+    ({"task": "embedding", "like": "a.png", "target": ("3",)}, 1,
+     "--target was given; an embedding is compared with a picture: give --like PICTURE instead"),
+    ({"task": "embedding", "like": "a.png", "pick": "wrong"}, 1,
+     "--pick wrong was given; the task is embedding, of which no picture is right or wrong"),
+    ({"task": "regression", "pick": "correct"}, 1,
+     "--pick correct was given; the task is regression, of which no picture is right or wrong"),
+    ({"pick": "wrong", "limit": 3}, 2, "--pick with --limit was given to several processes"),
+    ({"trust": 40}, 2, "--trust was given to several processes; use one process"),
+    ({"trust": 40, "method": ("counterfactual",)}, 1, "method counterfactual was given, whose "),
+])  # fmt: skip
+def test_what_does_not_go_together_is_told_before_anything_is_loaded(given, world_size, words):
+    with pytest.raises(InputError, match=words):
+        execute(Settings(model="no such network", **given), Ranks(world_size=world_size))
+
+
+def test_what_goes_together():
+    for given, world_size in (
+        ({"task": "embedding", "like": "a.png"}, 2), ({"pick": "wrong", "limit": 3}, 1),
+        ({"pick": "wrong"}, 2), ({"trust": 40}, 1), ({"task": "regression"}, 1),
+        ({"task": "embedding", "list_layers": True}, 1),
+    ):  # fmt: skip
+        require_consistent(Settings(**given), Ranks(world_size=world_size))

@@ -21,6 +21,7 @@ from seenby.outputs.store import (
     Result,
     atomic_write,
     file_name,
+    forget_parts,
     to_float16_if_safe,
 )
 from seenby.outputs.table import explained_row, skipped_row
@@ -206,7 +207,7 @@ def test_parts_become_one_table_in_their_order(folder, result, digits, tmp_path)
     assert (tally.explained, tally.skipped) == (2, ["broken"])
     (folder.parts / "3.csv").touch()  # a part without a row is not finished
     assert folder.finished_batches() == [2, 10]
-    OutputFolder.forget_parts(tmp_path)
+    forget_parts(tmp_path)
     assert folder.finished_batches() == []
     assert files_in(tmp_path) == ["maps/000002.npz", "overlays/a.png", "overlays/b.png",
                                   "raw/a.png", "raw/b.png", "seenby.csv"]  # fmt: skip

@@ -19,6 +19,7 @@ import pytest
 import torch
 from course import COURSE, FEED, ROOT
 from PIL import Image
+from running import record_in
 from torch import nn
 
 from seenby import InputError, batch, explain, load_network, pipeline, read_pictures
@@ -442,7 +443,10 @@ def test_a_folder_that_changes_between_two_looks_is_noticed(forty, tmp_path, mon
     monkeypatch.setattr("seenby.pipeline.fingerprint", count_and_remove)
     assert main(arguments(folder, tmp_path / "out")) == 1
     said = capsys.readouterr().err
-    assert "the pictures changed while they were read: 40 were listed, 39 are in the table" in said
+    changed = "the pictures changed while they were read: 40 were listed, 39 are in the table"
+    assert said.startswith(f"seenby: {changed}")
+    assert "skipped" not in said
+    assert record_in(tmp_path / "out")["pictures"]["skipped"] == 0
 
 
 # --------------------------------------------------------------------------------------- numbers

@@ -63,3 +63,11 @@ METHODS = {
 def require_method(name: str) -> None:
     if name not in list(METHODS):  # which need not be hashable
         raise InputError(f"method {name!r} was given; give one of {', '.join(METHODS)}")
+
+
+def require_trial(method: str) -> None:
+    """Raise of a method that `trust` can't try."""
+    require_method(method)
+    if METHODS[method].against:
+        raise InputError(f"method {method} was given, whose maps show what speaks against a class: "
+                         "covering that lets the logit rise, so try another method")

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from seenby.core.explanation import Explanation
-from seenby.errors import one_line
+from seenby.errors import InputError, one_line
 from seenby.inputs.pictures import Picture
 from seenby.outputs.colors import Style, enlarged, overlay
 from seenby.outputs.figure import panel_image
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEM = "seenby"  # of the table's and the figure's names
+GENERATOR = '<meta name="generator" content="seenby.gallery">'  # in a page of this program's
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,6 @@ class OutputFolder:
     uncropped: bool
     name_targets: bool  # in the names of files, as a picture has several
     name_methods: bool
-
-    @classmethod
-    def forget_parts(cls, folder: Path) -> None:
-        """What runs into this folder began before, and did not finish."""
-        for parts in folder.glob(f".{STEM}.*.parts"):
-            shutil.rmtree(parts)
 
     def write_batch(self, number: int, results: list[Result]) -> None:
         """Each picture, the maps, and last, as all the rest is there now, the part of the table."""
@@ -182,6 +177,24 @@ class OutputFolder:
 
     def atomic_write(self, path: Path) -> AbstractContextManager[Path]:
         return atomic_write(path, self.parts)
+
+
+def forget_parts(folder: Path) -> None:
+    """What runs into this folder began before, and did not finish."""
+    for parts in folder.glob(f".{STEM}.*.parts"):
+        shutil.rmtree(parts)
+
+
+def remove_page(folder: Path, is_wanted: bool) -> None:
+    """The gallery of an earlier run, which would show this one's pictures; raise where it is wanted
+    and what is there is somebody else's."""
+    index = folder / "index.html"
+    if not index.is_file():
+        return
+    if GENERATOR in index.read_text(encoding="utf-8", errors="replace"):
+        index.unlink()
+    elif is_wanted:
+        raise InputError(f"{index} is there, and not from this program; move it elsewhere")
 
 
 def file_name(name: str, explanation: Explanation, with_target: bool, with_method: bool) -> str:

@@ -10,6 +10,7 @@ from oracles import DigitCNN, grad_cam_oracle
 from torch import nn
 
 from seenby import InputError, explain
+from seenby.core.recorder import stride_resized
 
 # ---------------------------------------------------------------------------------- the maps
 
@@ -180,7 +181,27 @@ class Trunk(nn.Module):
         (None, lambda x, w: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2)),
         (None, lambda x, w: x.mT.mT.permute(0, 1, 3, 2).permute(0, 1, 3, 2)),
         (None, lambda x, w: x.flatten(1).view(x.shape)),
-        (None, lambda x, w: F.interpolate(x, scale_factor=2)),
+        ((0.5, 0.5), lambda x, w: F.interpolate(x, scale_factor=2)),
+        ((2.4, 5), lambda x, w: F.interpolate(x, (10, 5), mode="bilinear")),
+        ((2.875, 6), lambda x, w: F.interpolate(x, (9, 5), mode="bilinear", align_corners=True)),
+        ((0.5, 1), lambda x, w: nn.Upsample((48, 25), mode="bicubic")(x)),
+        ((1, 1), lambda x, w: x.flip(1).roll(1, 0)[:, [1, 0]]),
+        ((1, 1), lambda x, w: x.index_select(1, torch.tensor([1, 0]))),
+        ((1, 1), lambda x, w: torch.einsum("bchw,cd->bdhw", x, w[:, :, 0, 0])),
+        (None, lambda x, w: x.flip(3)),
+        (None, lambda x, w: torch.flip(x, dims=(-2,))),
+        (None, lambda x, w: torch.flip(x, [1, 2])),
+        (None, lambda x, w: x.roll((1, 2), (2, 3))),
+        (None, lambda x, w: x.roll(5)),
+        (None, lambda x, w: torch.rot90(x, 2, (2, 3))),
+        (None, lambda x, w: x[..., torch.arange(24, -1, -1)]),
+        (None, lambda x, w: x[:, :, torch.arange(23, -1, -1)]),
+        (None, lambda x, w: x.index_select(2, torch.arange(23, -1, -1))),
+        (None, lambda x, w: F.interpolate(x, (24, 24)).mT),
+        (None, lambda x, w: torch.einsum("bchw->bcwh", F.interpolate(x, (24, 24)))),
+        (None, lambda x, w: torch.fft.ifft2(torch.fft.fft2(x)).real.flip(3)),
+        (None, lambda x, w: torch.fft.fft2(x).real),
+        (None, lambda x, w: F.grid_sample(x, torch.rand(1, 24, 25, 2), align_corners=False)),
         (None, lambda x, w: F.adaptive_avg_pool2d(x, 5)),
     ],
 )
@@ -192,6 +213,93 @@ def test_the_stride_is_followed_or_known_to_be_lost(stride, trunk):
     if stride is None:
         stretched = F.interpolate(explanation.L_c[:, None], (24, 25), mode="bilinear")[:, 0]
         assert torch.equal(explanation.heatmap, stretched)
+
+
+def test_of_a_single_row_its_corners_have_no_distance():
+    one, more = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 6, 8)
+    assert stride_resized((2, 3), one, more, False) == (2 / 6, 3 / 2)
+    assert stride_resized((2, 3), one, more, True) is None
+    assert stride_resized((2, 3), more, one, True) is None
+
+
+class InPlaceBlock(nn.Module):
+    """Hands on what it was given, changed; who still holds that has the block's output."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.conv, self.block, self.after = nn.Conv2d(2, 4, 3), block, nn.Conv2d(4, 4, 3, 1, 1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        before = self.conv(x)
+        A = self.block(before)
+        return self.fc((self.after(A).relu() + before).mean((2, 3)))
+
+
+class Adds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, 1, 1)
+
+    def forward(self, x):
+        x += self.conv(2 * x)
+        return x
+
+
+@pytest.mark.parametrize(("block", "is_old_one_also_A"), [
+    (Adds(), True), (nn.ReLU(inplace=True), True), (nn.Identity(), False), (nn.ReLU(), False),
+])  # fmt: skip
+def test_what_a_layer_changed_in_place_is_its_output_wherever_it_is_used(block, is_old_one_also_A):
+    net, x = InPlaceBlock(block).double().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    found = explain(net, x, 1, "block")
+    with torch.no_grad():
+        before = net.conv(x)
+        A = block(before)
+    A = (A if is_old_one_also_A else A.clone()).requires_grad_()
+    skip = A if is_old_one_also_A else before
+    y = net.fc((net.after(A).relu() + skip).mean((2, 3)))
+    (dyc_dA,) = torch.autograd.grad(y[:, 1].sum(), A)
+    torch.testing.assert_close(found.logits, y.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found.alpha, dyc_dA.mean((2, 3)), rtol=1e-12, atol=1e-14)
+    assert found.L_c.any()
+
+
+def test_a_layer_that_works_in_place_and_whose_result_nobody_uses():
+    class InPlace(InPlaceBlock):
+        def forward(self, x):
+            before = self.conv(x)
+            self.block(before)
+            return self.fc(before.mean((2, 3)))
+
+    net, x = InPlace(nn.ReLU(inplace=True)).eval(), torch.randn(2, 2, 8, 8)
+    found = explain(net, x, 1, "block")
+    torch.testing.assert_close(found.alpha, (net.fc.weight[1] / 36).detach().expand(2, 4))
+
+
+def test_nothing_is_noted_on_what_was_there_before():
+    """As positions are, which to() hands back: the next picture may be of another size."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pos, self.table = nn.Parameter(torch.rand(1, 4, 8, 8)), torch.rand(1, 4, 8, 8)
+            self.conv, self.last = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = F.adaptive_avg_pool2d(self.conv(x), 8)
+            x = self.pos.to(x) * self.table.type_as(x) * x
+            return self.fc(self.last(x).mean((2, 3)))
+
+    net, large, small = Positions(), torch.rand(1, 2, 40, 40), torch.rand(1, 2, 8, 8)
+    before = explain(net, large, 0, "last")
+    assert before.stride is None
+    assert explain(net, small, 0, "last").stride == (1, 1)
+    assert not vars(net.pos)
+    assert not vars(net.table)
+    after = explain(net, large, 0, "last")
+    assert after.stride is None
+    assert torch.equal(after.heatmap, before.heatmap)
 
 
 class LastAxis(nn.Module):

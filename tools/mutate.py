@@ -201,7 +201,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "A overwritten where it was handed on": (
         RECORDER,
-        "if A._is_view() or any(A is given for given in (*args, *kwargs.values()))",
+        "if A._is_view() or any(A is given and A._version == v for given, v in self.inputs)",
         "if False",
     ),
     "ReLU in a view: clamped as the whole": (
@@ -416,7 +416,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         RECORDER, "if A._is_view() or any(A is given", "if any(A is given",
     ),
     "what is given by name may be overwritten": (
-        RECORDER, "for given in (*args, *kwargs.values()))", "for given in args)",
+        RECORDER, "for given in tensors_in((*args, *kwargs.values()))", "for given in tensors_in(args)",
     ),
     "a stride that is kept by chance": (
         RECORDER, "tensor.stride()[-2:] != out.stride()[-2:]", "False",

@@ -205,9 +205,8 @@ def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
     x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
     x_copy = x.clone()  # because a network may overwrite its input
     recorder = ForwardRecorder(x_copy, speedups.replacements())
-    hook = net.get_submodule(layer.name).register_forward_hook(
-        recorder.keep_activations, with_kwargs=True)
-    with torch.set_grad_enabled(guided), hook, recorder:  # alone, the CAM needs the head's graph
+    keeping = recorder.keeping(net.get_submodule(layer.name))
+    with torch.set_grad_enabled(guided), keeping, recorder:  # alone, the CAM needs the head's graph
         output = more.call(net, x_copy)
     grid = find_grid(recorder.A, len(x), x.shape[2:])
     if grid is None:

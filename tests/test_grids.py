@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seenby.core.grids import Grid, find_grid, token_grid
-from seenby.core.recorder import STRIDE
+from seenby.core.strides import STRIDE
 
 
 def tensor(*shape):

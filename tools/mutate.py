@@ -21,6 +21,7 @@ ACTIVATIONS, CHECKS = "seenby/core/activations.py", "seenby/core/checks.py"
 BACKWARD, EXPLANATION = "seenby/core/backward.py", "seenby/core/explanation.py"
 METHODS, PLACEMENT = "seenby/core/methods.py", "seenby/core/placement.py"
 RECORDER, SPEEDUPS = "seenby/core/recorder.py", "seenby/core/speedups.py"
+STRIDES, ENDINGS = "seenby/core/strides.py", "seenby/core/endings.py"
 STATE, PICTURES = "seenby/core/state.py", "seenby/inputs/pictures.py"
 PIPELINE, STORE = "seenby/pipeline.py", "seenby/outputs/store.py"
 COLORS, TABLE = "seenby/outputs/colors.py", "seenby/outputs/table.py"
@@ -90,11 +91,11 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "return fitting[0] if fitting else None",
     ),
     "ending: attention's softmax": (
-        RECORDER,
+        ENDINGS,
         'argument(args, kwargs, 1, "dim") in (None, 1, 1 - given.ndim)',
         "given is not None",
     ),
-    "ending: forgotten by a change of shape": (RECORDER, "if note is None or note[0] != given", "if True or note[0] != given"),
+    "ending: forgotten by a change of shape": (ENDINGS, "if note is None or note[0] != given", "if True or note[0] != given"),
     "product with nothing of the map": (
         EXPLANATION,
         "R * heatmap[:, None]",
@@ -238,18 +239,18 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "        if name in outputs:\n            return\n        pass  # what",
     ),
     "y_c after softmax": (
-        RECORDER,
+        ENDINGS,
         "return note[2], note[1]",
         'return output, ""',
     ),
-    "stride: pooling forgotten": (RECORDER, '"max_pool2d": 2, "max_pool2d_with_indices": 2, ', ""),
+    "stride: pooling forgotten": (STRIDES, '"max_pool2d": 2, "max_pool2d_with_indices": 2, ', ""),
     "stride: axes swapped": (
-        RECORDER,
+        STRIDES,
         "return stride[0] * down, stride[1] * across",
         "return stride[0] * across, stride[1] * down",
     ),
     "stride: added, not multiplied": (
-        RECORDER,
+        STRIDES,
         "return stride[0] * down, stride[1] * across",
         "return stride[0] + down, stride[1] + across",
     ),
@@ -419,7 +420,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         RECORDER, "for given in tensors_in((*args, *kwargs.values()))", "for given in tensors_in(args)",
     ),
     "a stride that is kept by chance": (
-        RECORDER, "tensor.stride()[-2:] != out.stride()[-2:]", "False",
+        STRIDES, "tensor.stride()[-2:] != out.stride()[-2:]", "False",
     ),
     "of equal axes the channels come first": (
         GRIDS, '(Grid(a, b, "NHWC"), Grid(b, c, "NCHW"))', '(Grid(b, c, "NCHW"), Grid(a, b, "NHWC"))',
@@ -437,7 +438,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         SPEEDUPS, "if memory_format(x) is not torch.channels_last or not is_of_order:", "if True:",
     ),
     "any error is tried again": (SPEEDUPS, "torch.channels_last or not is_of_order", "torch.channels_last"),
-    "a part of a softmax is a softmax": (RECORDER, 'and note[1] == "softmax"', "and False"),
+    "a part of a softmax is a softmax": (ENDINGS, 'and note[1] == "softmax"', "and False"),
     "the sign of what is against": (TABLE, "if METHODS[explanation.method].against", "if False"),
     "trust: an edge that is not known is known": (VERDICT, "is_below(edges, DELTA) else", "True else"),
     "trust: a covered picture has its own first class": (
@@ -493,6 +494,8 @@ USERS = {  # a file -> the tests that use it, where they are other than mostly
     EXPLANATION: ("test_targets.py", "test_methods.py", "test_pipeline.py"),
     TABLE: ("test_figure.py", "test_pipeline.py"),
     **dict.fromkeys((PIPELINE, STORE), ("test_pipeline.py", "test_long_runs.py")),
+    STRIDES: ("test_placement.py", "test_grids.py"),
+    ENDINGS: ("test_tasks.py", "test_recorder.py"),
     **dict.fromkeys((RECORDER, TASKS, TARGETS),
                     ("test_tasks.py", "test_targets.py", "test_endings.py")),
 }  # fmt: skip

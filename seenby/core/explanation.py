@@ -19,9 +19,10 @@ from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS, grad_cam, require_method
 from seenby.core.placement import Pad, Stride, place
-from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of, stride_of
+from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of
 from seenby.core.search import FoundLayer, find_layer, layers_with_grids
 from seenby.core.state import eval_mode
+from seenby.core.strides import stride_of
 from seenby.core.targets import Score, Target, expand_targets, score_of, stack_scores
 from seenby.core.tasks import Ending, detached, one_by_one, read_ending
 from seenby.errors import InputError, as_input_error

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seenby.core.recorder import stride_of
+from seenby.core.strides import stride_of
 
 MAX_PREFIX = 8  # tokens before the patches: class, distillation, registers
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from seenby.core import speedups
 from seenby.core.placement import Stride
-from seenby.core.recorder import NO_MORE, ForwardRecorder, MoreInputs, stride_of
+from seenby.core.recorder import NO_MORE, ForwardRecorder, MoreInputs
 from seenby.core.state import eval_mode
+from seenby.core.strides import stride_of
 from seenby.errors import InputError, closest_names
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seenby.core.recorder import before_ending
+from seenby.core.endings import before_ending
 from seenby.errors import InputError
 
 

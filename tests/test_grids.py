@@ -23,18 +23,44 @@ def tensor(*shape):
         (17, (64, 64), (4, 4, 1)),  # not (3, 3, 8)
         (61, (96, 160), (6, 10, 1)),
         (45, (80, 128), (5, 8, 5)),  # not (5, 9, 0), which leaves a remainder
-        (65, (100, 160), (6, 10, 5)),  # patches of 16 leave a strip of four
+        (61, (100, 160), (6, 10, 1)),  # patches of 16 leave a strip of four
         (70, (100, 150), (7, 10, 0)),  # ... or are filled up
     ],
 )
-def test_tokens_are_patches_behind_a_prefix(tokens, size, expected):
+def test_where_no_map_was_seen_tokens_are_patches_by_the_pictures_proportions(tokens, size,
+                                                                              expected):
     u, v, prefix = expected
-    assert token_grid(tokens, *size) == Grid(u, v, "tokens", prefix)
+    assert token_grid(tokens, 32, *size, ()) == Grid(u, v, "tokens", prefix)
 
 
-@pytest.mark.parametrize(("tokens", "size"), [(768, (224, 224)), (1, (28, 28)), (768, (28, 28))])
+@pytest.mark.parametrize(("tokens", "size"), [
+    (768, (224, 224)), (1, (28, 28)), (768, (28, 28)),
+    (28, (28, 28)),  # a picture's rows, one by one: not 5 x 5 and 3 others
+    (65, (100, 160)),
+])  # fmt: skip
 def test_tokens_that_are_no_patches(tokens, size):
-    assert token_grid(tokens, *size) is None
+    assert token_grid(tokens, 32, *size, ()) is None
+
+
+@pytest.mark.parametrize(("tokens", "K", "maps", "expected"), [
+    (196, 32, [(14, 14)], (14, 14, 0)),
+    (201, 32, [(56, 56), (14, 14)], (14, 14, 5)),
+    (65, 64, [(8, 8)], (8, 8, 1)),  # as many channels as patches
+    (64, 64, [(8, 8)], (8, 8, 0)),
+    (64, 49, [(8, 8), (7, 7)], None),  # (B, K, cells): 64 maps of 7 x 7
+    (64, 64, [(8, 8), (4, 4)], (8, 8, 0)),
+    (65, 10, [(6, 10)], (6, 10, 5)),
+    (9, 32, [(3, 3), (2, 2)], (3, 3, 0)),  # not 2 x 2 and 5 others
+    (196, 32, [(56, 56), (28, 28)], (14, 14, 0)),  # patches that were merged
+    (49, 32, [(27, 27)], (7, 7, 0)), (50, 32, [(14, 14)], (7, 7, 1)),
+    (16, 32, [(64, 64)], None),  # latents
+    (10, 32, [(4, 4)], None), (100, 32, [(14, 14), (7, 7)], None),  # queries
+    (32, 64, [(8, 32), (1, 32)], (1, 32, 0)),  # the columns of a line of text
+    (16, 64, [(8, 32), (1, 32)], (1, 16, 0)), (1, 32, [(1, 1)], None),
+])  # fmt: skip
+def test_tokens_are_as_many_as_the_cells_of_a_map_that_was_seen(tokens, K, maps, expected):
+    grid = token_grid(tokens, K, 224, 224, tuple(maps))
+    assert grid == (expected and Grid(*expected[:2], "tokens", expected[2]))
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
     keeping = recorder.keeping(net.get_submodule(layer.name))
     with torch.set_grad_enabled(guided), keeping, recorder:  # alone, the CAM needs the head's graph
         output = more.call(net, x_copy)
-    grid = find_grid(recorder.A, len(x), x.shape[2:])
+    grid = find_grid(recorder.A, len(x), x.shape[2:], recorder.maps_before)
     if grid is None:
         gives = f"gives {shape_of(recorder.A)}, which are no cells of the picture"
         what = "is not called" if recorder.A is None else gives

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -49,15 +49,17 @@ class Grid:
         return f"{cells} patches{others[min(self.prefix, 2)]}"
 
 
-def find_grid(output: Any, B: int, size: Sequence[int]) -> Grid | None:
+def find_grid(output: Any, B: int, size: Sequence[int],
+              maps: Sequence[tuple[int, int]] = ()) -> Grid | None:
     """The grid in a layer's output for B pictures of size (H, W), if it is one.
 
+    maps: the sizes (u, v) that were seen before, of maps that are known to be of the picture.
     Windows, attention matrices and the like are none.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != (B,):
         return None
     if output.ndim == 3:
-        return token_grid(output.shape[1], *size)
+        return token_grid(*output.shape[1:], *size, tuple(maps))
     if output.ndim != 4 or not output.numel():
         return None
     _, a, b, c = output.shape
@@ -75,17 +77,36 @@ def distortion(grid: Grid, size: Sequence[int]) -> float:
 
 
 @lru_cache(256)
-def token_grid(tokens: int, H: int, W: int) -> Grid | None:
-    """The way to read so many tokens as patches with the picture's proportions.
+def token_grid(tokens: int, K: int, H: int, W: int,
+               maps: tuple[tuple[int, int], ...]) -> Grid | None:
+    """The way to read (B, tokens, K) as patches of the picture, some tokens before them.
 
-    Patches that cut it without a remainder come first, then those with fewer tokens before them.
+    As many as one of the maps has cells, or one that is halved; what else there is, as a text's
+    words, queries or latents, is no patch. Without a map to go by, as where patches are cut by
+    views, they have the picture's proportions and cut it without a remainder, or nearly.
     """
+    if not maps:
+        return next(cut_grids(tokens, H, W), None)
+    if math.prod(maps[-1]) == K and not grid_like(tokens, maps[-1:]):
+        return None  # (B, K, cells), whose cells come last
+    halved = [(-(-u // n), -(-v // n)) for n in (2, 4, 8) for u, v in maps]
+    return grid_like(tokens, maps) or grid_like(tokens, halved, most=1)
+
+
+def grid_like(tokens: int, maps: Iterable[tuple[int, int]], most: int = MAX_PREFIX) -> Grid | None:
+    """Cells as of one of these maps, behind as few other tokens as can be."""
+    grids = [Grid(u, v, "tokens", tokens - u * v) for u, v in maps
+             if u * v > 1 and 0 <= tokens - u * v <= most]
+    return min(grids, key=lambda grid: grid.prefix, default=None)
+
+
+def cut_grids(tokens: int, H: int, W: int) -> Iterator[Grid]:
+    """Square patches, without a remainder first; then those with fewer tokens before them."""
     grids = [Grid(u, cells // u, "tokens", tokens - cells)
              for cells in range(tokens, max(1, tokens - MAX_PREFIX - 1), -1)
              for u in range(1, cells + 1) if cells % u == 0]
-    exact = (grid for grid in grids if grid.u * W == grid.v * H)
-    rounded = (grid for grid in grids if is_cut(grid.u, grid.v, H, W))
-    return next(exact, None) or next(rounded, None)
+    yield from (grid for grid in grids if grid.u * W == grid.v * H and H % grid.u == 0)
+    yield from (grid for grid in grids if is_cut(grid.u, grid.v, H, W) and grid.prefix <= 1)
 
 
 def is_cut(u: int, v: int, H: int, W: int) -> bool:

@@ -56,7 +56,7 @@ def list_layers(net: nn.Module, x: Tensor) -> list[LayerRow]:
     rows: list[LayerRow] = []
     counted: set[nn.Module] = set()
 
-    def note(name: str, module: nn.Module, output: Any) -> None:
+    def note(name: str, module: nn.Module, output: Any, _maps: Any) -> None:
         if any(module.children()) or not isinstance(output, Tensor):
             return
         count = 0 if module in counted else sum(p.numel() for p in module.parameters())
@@ -70,16 +70,18 @@ def list_layers(net: nn.Module, x: Tensor) -> list[LayerRow]:
     return rows
 
 
-def forward_with_hooks(net: nn.Module, x: Tensor, note: Callable[[str, nn.Module, Any], None],
+def forward_with_hooks(net: nn.Module, x: Tensor,
+                       note: Callable[[str, nn.Module, Any, list[tuple[int, int]]], None],
                        more: MoreInputs = NO_MORE) -> tuple[Any, Tensor]:
-    """A forward pass that calls note(name, module, output) as each module ends.
+    """A forward pass that calls note(name, module, output, maps) as each module ends; maps: the
+    sizes of the maps that were seen until then.
 
     Returns the network's output, and the pixels that its graph begins with.
     """
 
     def hook(name: str, module: nn.Module, _args: Any, output: Any) -> None:
         with torch._C.DisableTorchFunction():  # else the recorder sees all that note asks of it
-            note(name, module, output)
+            note(name, module, output, recorder.maps)
 
     x = x.detach().clone().requires_grad_()
     x_copy = x.clone()  # because a network may overwrite its input

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from seenby.core.activations import ACTIVATIONS, Activations, tensors_in
 from seenby.core.endings import ENDING, ENDINGS, ending_note
-from seenby.core.strides import STRIDE, note_stride, output_stride
+from seenby.core.strides import STRIDE, STRIDE_POSITION, note_stride, output_stride
 from seenby.errors import InputError
 
 
@@ -34,6 +34,8 @@ class ForwardRecorder(TorchFunctionMode):
         setattr(x, STRIDE, (1, 1))
         self.replacements = replacements or {}  # a function -> what is called in its place
         self.activations = Activations()
+        self.maps: list[tuple[int, int]] = []  # sizes (u, v) of what is known to be a map
+        self.maps_before: Sequence[tuple[int, int]] = ()  # those when the target layer ended
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
@@ -57,6 +59,7 @@ class ForwardRecorder(TorchFunctionMode):
         What follows in place, as a ReLU may, can then not overwrite A.
         """
         A = self.A = first_tensor(output)
+        self.maps_before = [*self.maps]
         if not isinstance(A, Tensor) or not A.is_floating_point():
             return output
         # Where others have the same numbers, which are not the layer's, and may overwrite them.
@@ -79,6 +82,8 @@ class ForwardRecorder(TorchFunctionMode):
         for tensor in tensors_in((out,)):
             if stride := output_stride(name, args, kwargs, tensor):
                 note_stride(tensor, stride, args)
+                if name in STRIDE_POSITION:
+                    self.maps.append((tensor.shape[-2], tensor.shape[-1]))
         if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):
             setattr(out, ENDING, note)
         return out

@@ -189,14 +189,14 @@ def record_outputs(net: nn.Module, x: Tensor,
     called: dict[str, bool] = {}  # whether a layer is learned, and gave no grid
     last_within: dict[str, str] = {}  # a layer -> which of those in it ended last
 
-    def note(name: str, module: nn.Module, output: Any) -> None:
+    def note(name: str, module: nn.Module, output: Any, maps: Sequence[tuple[int, int]]) -> None:
         outputs.pop(name, None)  # what an earlier call gave is not what would be explained
         parent = name
         while parent:
             parent = parent.rpartition(".")[0]
             last_within[parent] = name
         output = first_tensor(output)
-        grid = find_grid(output, len(x), x.shape[2:])
+        grid = find_grid(output, len(x), x.shape[2:], maps)
         called.pop(name, None)
         called[name] = grid is None and any(w.ndim > 1 for w in module.parameters())
         if grid is None:

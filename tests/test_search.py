@@ -301,3 +301,24 @@ def test_what_is_no_grid_is_refused_with_the_nearest_that_are():
     net.blocks[0].weights = nn.Identity()
     with pytest.raises(InputError, match=r"layer head gives \(1, 3\), .* such as norm, blocks, "):
         explain(net, torch.rand(1, 3, 16, 24), layer="head")
+
+
+class WholeBatches(nn.Module):
+    """Takes three pictures, and no other number of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.fc = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        A = F.relu(self.last(F.relu(self.conv(x)))).view(3, 4, -1)
+        return self.fc(A.mean(2))
+
+
+def test_a_network_that_takes_whole_batches_is_searched_with_one():
+    net, x = WholeBatches(), torch.rand(3, 2, 9, 9)
+    found, named = explain(net, x), explain(net, x, layer="last")
+    assert found.layer == "last"
+    assert torch.equal(found.heatmap, named.heatmap)
+    with pytest.raises(RuntimeError, match=r"shape '\[3, 4, -1\]' is invalid"):
+        explain(net, x[:2])

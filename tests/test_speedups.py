@@ -551,3 +551,56 @@ def test_what_is_written_through_a_view_stands_in_the_maps(view, layer):
     for one, picture in zip(explanation, x, strict=True):
         assert_same(one, explain(net, picture[None], 1, layer))
     assert explanation.R.any()
+
+
+class WritesInto(nn.Module):
+    """A network that changes its maps through another shape of theirs, as an ablation does."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        A = self.a(x)
+        return self.fc(F.relu(self.b(F.relu(self.how(A)))).mean((2, 3)))
+
+
+def first_cells(A):
+    """As for whoever knows how the numbers lie in memory."""
+    return A.as_strided((len(A), 8, 4, 4), (8 * 16 * 16, 16 * 16, 16, 1))
+
+
+def zeroed(view):
+    def change(A):
+        view(A).zero_()
+        return A
+
+    return change
+
+
+PER_PICTURE = [
+    zeroed(lambda A: A.flatten(1)[:, :1000]), zeroed(lambda A: A.reshape(len(A), -1)[:, :1000]),
+    zeroed(lambda A: A[:, :4].view(len(A), -1)), zeroed(lambda A: A.contiguous()[:, :4]),
+    zeroed(lambda A: A.view(len(A), 8, -1)[:, :3]), zeroed(lambda A: A[:, 2:].flatten(2)),
+    first_cells,
+]  # fmt: skip
+FOR_ALL = [  # other pictures are changed otherwise; of a batch the second one is a copy
+    zeroed(lambda A: A.ravel()[:1000]),
+    zeroed(lambda A: A.permute(1, 0, 2, 3)[:4].reshape(4, -1)),
+]
+
+
+@pytest.mark.parametrize("how", PER_PICTURE + FOR_ALL)
+def test_what_is_written_through_a_view_is_written_for_a_batch_too(how):
+    net, x = WritesInto(how).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        logits = net(x)
+    found = explain(net, x, 1, "b")
+    torch.testing.assert_close(found.logits, logits)
+    for i in (0, 1) if how in PER_PICTURE else ():
+        alone = explain(net, x[i : i + 1], 1, "b")
+        for name in ("logits", "L_c", "R"):
+            each, expected = getattr(found, name)[i : i + 1], getattr(alone, name)
+            torch.testing.assert_close(each, expected, atol=1e-6 * float(expected.abs().max()),
+                                       rtol=1e-4)

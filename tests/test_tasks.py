@@ -325,7 +325,7 @@ def test_logits_that_are_all_zero_are_not_said_to_look_like_probabilities():
 
 def test_an_output_changed_behind_its_softmax_is_taken_as_it_is():
     x = torch.rand(3, 5)
-    with torch.no_grad(), ForwardRecorder(x):
+    with torch.no_grad(), ForwardRecorder(x, {}):
         y = x.softmax(1)
         assert read_ending(y, 3).undone == "softmax"
         y.mul_(2)

@@ -427,17 +427,16 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "state: new attributes stay": (STATE, "container.clear()", "pass"),
     "a function sees one picture while the layer is searched": (
-        EXPLANATION, "find_layer(net, x, targets[0], task, more)",
-        "find_layer(net, x[:1], targets[0], task, more)",
+        SEARCH, "if len(x) > 1 and not callable(target):", "if len(x) > 1:",
     ),
     "what is no row is cut into pictures": (
         EXPLANATION, 'whole=() if self.task else ("logits",)', "whole=()",
     ),
     "maps under autocast": (EXPLANATION, "type, enabled=False)", "type, enabled=True)"),
     "views that are not seen": (
-        SPEEDUPS, "if memory_format(x) is not torch.channels_last or not is_of_order:", "if True:",
+        SPEEDUPS, "if not _on.get() or not re.search(words, str(error)):", "if True:",
     ),
-    "any error is tried again": (SPEEDUPS, "torch.channels_last or not is_of_order", "torch.channels_last"),
+    "any error is tried again": (SPEEDUPS, "or not re.search(words, str(error))", ""),
     "a part of a softmax is a softmax": (ENDINGS, 'and note[1] == "softmax"', "and False"),
     "the sign of what is against": (TABLE, "if METHODS[explanation.method].against", "if False"),
     "trust: an edge that is not known is known": (VERDICT, "is_below(edges, DELTA) else", "True else"),

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seenby.core.backward import nodes_between
-from seenby.core.speedups import OneChannelConv2d
+from seenby.core.backward import is_function, nodes_between
 
 # The kind of a node -> where it keeps the bound that makes it a ReLU if it is zero.
 BOUNDS = {
@@ -107,11 +106,6 @@ def is_view(value: Any) -> bool:
 def kind_of(name: str) -> str:
     """A node of the name ReluBackward0 is of the kind relu."""
     return name.rpartition("::")[2].partition("Backward")[0].lower()
-
-
-def is_function(node: Any) -> bool:
-    """An autograd.Function of the network's: no graph is made within it (nor within no_grad)."""
-    return getattr(node, "_forward_cls", OneChannelConv2d) is not OneChannelConv2d
 
 
 def is_relu(kind: str, node: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from seenby.core.speedups import OneChannelConv2d
 from seenby.errors import as_input_error
 
 GRAPH_HINT = "or switch off no_grad and checkpoints within the network"
@@ -22,7 +23,8 @@ def head_gradients(y_c: Tensor, A: Tensor) -> list[Tensor]:
     y_c: (B, T).
     """
     B, T = y_c.shape
-    if T > 1:
+    # In a function of the network's own it may take the whole process with it.
+    if T > 1 and not any(map(is_function, nodes_behind(y_c)[0])):
         each = torch.eye(T, dtype=y_c.dtype, device=y_c.device)[:, None].expand(T, B, T)
         with suppress(RuntimeError):  # group norm, for one, is not made for several at once
             walk = torch.autograd.grad(y_c, A, each, retain_graph=True, is_grads_batched=True)
@@ -70,11 +72,23 @@ def gradient(number: Tensor, x: Tensor, *, retain_graph: bool) -> Tensor:
     return torch.autograd.grad(number, x, retain_graph=retain_graph)[0]
 
 
+def is_function(node: Any) -> bool:
+    """An autograd.Function of the network's: no graph is made within it (nor within no_grad)."""
+    return getattr(node, "_forward_cls", OneChannelConv2d) is not OneChannelConv2d
+
+
 def nodes_between(y: Tensor, x: Tensor) -> set[Any]:
     """The nodes of autograd's graph that lie on a way from y back to the pixels x.
 
     Others are not of this forward pass: a cache's graph, say, in which a hook would stay.
     """
+    visited, leaves = nodes_behind(y)
+    ends = [leaf for leaf in leaves if getattr(leaf, "variable", None) is x]
+    return visited if len(ends) == len(leaves) else ancestors(ends, visited)
+
+
+def nodes_behind(y: Tensor) -> tuple[set[Any], list[Any]]:
+    """All nodes of autograd's graph that y was made by; and the leaves among them."""
     last: Any = y.grad_fn
     visited, to_visit, leaves = {last}, [last], []
     while to_visit:
@@ -86,8 +100,7 @@ def nodes_between(y: Tensor, x: Tensor) -> set[Any]:
             if child and child not in visited:
                 visited.add(child)
                 to_visit.append(child)
-    ends = [leaf for leaf in leaves if getattr(leaf, "variable", None) is x]
-    return visited if len(ends) == len(leaves) else ancestors(ends, visited)
+    return visited, leaves
 
 
 def ancestors(nodes: Sequence[Any], graph: set[Any]) -> set[Any]:

@@ -19,8 +19,8 @@ from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS, grad_cam, require_method
 from seenby.core.placement import Pad, Stride, place
-from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of
-from seenby.core.search import FoundLayer, find_layer, layers_with_grids
+from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of, start_recording
+from seenby.core.search import FoundLayer, layers_with_grids, look_for_layer
 from seenby.core.state import eval_mode
 from seenby.core.strides import stride_of
 from seenby.core.targets import Score, Target, expand_targets, score_of, stack_scores
@@ -141,20 +141,18 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
         return []
     with (torch.inference_mode(False), torch.enable_grad(), eval_mode(net),
           telling_misfit(net, x)):
-        if layer is not None:
-            found = FoundLayer(layer_name(net, layer))
-        elif callable(targets[0]):  # which may know all pictures, as a loss knows their labels
-            found = find_layer(net, x, targets[0], task, more)
-        else:
-            found = find_layer(net, x[:1], targets[0], task, more.of_first(len(x)))
-        work = partial(explain_layer, found, net, x, targets, methods, pad, guided, task, more)
-        return speedups.with_fallback(work, x)
+        work = partial(explain_layer, layer, net, x, targets, methods, pad, guided, task, more)
+        return speedups.with_fallback(work)
 
 
-def explain_layer(layer: FoundLayer, net: nn.Module, x: Tensor, targets: Sequence[Target],
+def explain_layer(layer: Layer, net: nn.Module, x: Tensor, targets: Sequence[Target],
                   methods: Sequence[str], pad: Pad, guided: bool, task: str | None,
                   more: MoreInputs) -> list[Explanation]:
-    forward = record_forward(net, x, layer, guided, more)
+    if layer is None:
+        found = look_for_layer(net, x, targets[0], task, more)
+    else:
+        found = FoundLayer(layer_name(net, layer))
+    forward = record_forward(net, x, found, guided, more)
     ending = read_ending(forward.output, len(x), task)
     scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
     gradients = gradients_of(forward, stack_scores(scores, ending), guided)
@@ -203,12 +201,11 @@ class Forward:
 def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
                    more: MoreInputs) -> Forward:
     """Run the network on a copy of x."""
-    x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
-    x_copy = x.clone()  # because a network may overwrite its input
-    recorder = ForwardRecorder(x_copy, speedups.replacements())
+    x, x_copy, recorder = start_recording(x)
     keeping = recorder.keeping(net.get_submodule(layer.name))
     with torch.set_grad_enabled(guided), keeping, recorder:  # alone, the CAM needs the head's graph
         output = more.call(net, x_copy)
+    recorder.require_no_written_copy()
     grid = find_grid(recorder.A, len(x), x.shape[2:], recorder.maps_before)
     if grid is None:
         gives = f"gives {shape_of(recorder.A)}, which are no cells of the picture"

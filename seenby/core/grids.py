@@ -53,7 +53,7 @@ def find_grid(output: Any, B: int, size: Sequence[int],
               maps: Sequence[tuple[int, int]] = ()) -> Grid | None:
     """The grid in a layer's output for B pictures of size (H, W), if it is one.
 
-    maps: the sizes (u, v) that were seen before, of maps that are known to be of the picture.
+    maps: the sizes (u, v) of what convolutions and poolings gave before it.
     Windows, attention matrices and the like are none.
     """
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape[:1] != (B,):
@@ -90,7 +90,7 @@ def token_grid(tokens: int, K: int, H: int, W: int,
     if math.prod(maps[-1]) == K and not grid_like(tokens, maps[-1:]):
         return None  # (B, K, cells), whose cells come last
     halved = [(-(-u // n), -(-v // n)) for n in (2, 4, 8) for u, v in maps]
-    return grid_like(tokens, maps) or grid_like(tokens, halved, most=1)
+    return grid_like(tokens, maps) or grid_like(tokens, halved, most=2)
 
 
 def grid_like(tokens: int, maps: Iterable[tuple[int, int]], most: int = MAX_PREFIX) -> Grid | None:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seenby.core import speedups
 from seenby.core.placement import Stride
-from seenby.core.recorder import NO_MORE, ForwardRecorder, MoreInputs
+from seenby.core.recorder import NO_MORE, MoreInputs, start_recording
 from seenby.core.state import eval_mode
 from seenby.core.strides import stride_of
 from seenby.errors import InputError, closest_names
@@ -83,9 +82,7 @@ def forward_with_hooks(net: nn.Module, x: Tensor,
         with torch._C.DisableTorchFunction():  # else the recorder sees all that note asks of it
             note(name, module, output, recorder.maps)
 
-    x = x.detach().clone().requires_grad_()
-    x_copy = x.clone()  # because a network may overwrite its input
-    recorder = ForwardRecorder(x_copy, speedups.replacements())
+    x, x_copy, recorder = start_recording(x)
     # With a graph also where none is needed, as a network may hook its own maps.
     with ExitStack() as hooks, eval_mode(net), torch.enable_grad(), recorder:
         for name, module in net.named_modules():

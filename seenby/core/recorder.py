@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from seenby.core import speedups
 from seenby.core.activations import ACTIVATIONS, Activations, tensors_in
 from seenby.core.endings import ENDING, ENDINGS, ending_note
 from seenby.core.strides import STRIDE, STRIDE_POSITION, note_stride, output_stride
 from seenby.errors import InputError
+
+LAYS_OUT = {"view", "view_as", "reshape", "flatten", "ravel", "contiguous"}
 
 
 class ForwardRecorder(TorchFunctionMode):
@@ -28,13 +31,14 @@ class ForwardRecorder(TorchFunctionMode):
     A: Any = None  # the target layer's output
     inputs: Sequence[tuple[Tensor, int]] = ()  # what it was given, and the version of each
 
-    def __init__(self, x: Tensor,
-                 replacements: Mapping[Any, Callable[..., Tensor]] | None = None) -> None:
+    def __init__(self, x: Tensor, replacements: Mapping[Any, Callable[..., Tensor]]) -> None:
         super().__init__()
         setattr(x, STRIDE, (1, 1))
-        self.replacements = replacements or {}  # a function -> what is called in its place
+        self.B = len(x)
+        self.replacements = replacements  # a function -> what is called in its place
         self.activations = Activations()
-        self.maps: list[tuple[int, int]] = []  # sizes (u, v) of what is known to be a map
+        self.copies: list[tuple[Tensor, int]] = []  # and their versions
+        self.maps: list[tuple[int, int]] = []  # sizes (u, v) of what was convolved or pooled
         self.maps_before: Sequence[tuple[int, int]] = ()  # those when the target layer ended
 
     def __exit__(self, *error: Any) -> None:
@@ -74,19 +78,46 @@ class ForwardRecorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
+        is_copy = name in LAYS_OUT and is_laid_out_anew(name, args)
         func = self.replacements.get(func, func) if args else func
         if name in ACTIVATIONS:
             out = self.activations.call(name, func, args, kwargs)
         else:
             out = func(*args, **kwargs)
+        if is_copy:
+            self.copies.append((out, out._version))
         for tensor in tensors_in((out,)):
             if stride := output_stride(name, args, kwargs, tensor):
                 note_stride(tensor, stride, args)
-                if name in STRIDE_POSITION:
-                    self.maps.append((tensor.shape[-2], tensor.shape[-1]))
+            if name in STRIDE_POSITION and len(tensor) == self.B:  # else of windows
+                self.maps.append((tensor.shape[-2], tensor.shape[-1]))
         if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):
             setattr(out, ENDING, note)
         return out
+
+
+    def require_no_written_copy(self) -> None:
+        """Raise where a network wrote into what is a view in the memory's order that it expects."""
+        if any(copy._version != version for copy, version in self.copies):
+            raise RuntimeError("a copy was written to, which is a view in contiguous memory")
+
+
+def start_recording(x: Tensor) -> tuple[Tensor, Tensor, ForwardRecorder]:
+    """The pixels that a graph begins with; a copy of them for the network, which may overwrite its
+    input; and the recorder of its forward pass."""
+    x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
+    x_copy = x.clone()
+    return x, x_copy, ForwardRecorder(x_copy, speedups.replacements())
+
+
+def is_laid_out_anew(name: str, args: Any) -> bool:
+    """Whether maps in channels-last memory are copied, or are not, other than in contiguous memory.
+    """
+    if not args or not isinstance(args[0], Tensor):
+        return False
+    whole = args[0] if args[0]._base is None else args[0]._base
+    is_usual = whole.ndim != 4 or whole.is_contiguous() or whole.stride(1) != 1
+    return not is_usual and (whole is not args[0] or not name.startswith("view"))
 
 
 @dataclass(frozen=True)

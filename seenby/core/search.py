@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -46,15 +47,24 @@ class LayerOutput:
     is_norm: bool
 
 
+def look_for_layer(net: nn.Module, x: Tensor, target: Target, task: str | None,
+                   more: MoreInputs) -> FoundLayer:
+    """find_layer's, by the first of the pictures x (B, C, H, W)."""
+    if len(x) > 1 and not callable(target):  # which may know all, as a loss knows their labels
+        with suppress(Exception):  # as some networks take no other number of them
+            return find_layer(net, x[:1], target, task, more.of_first(len(x)))
+    return find_layer(net, x, target, task, more)
+
+
 def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | None = None,
                more: MoreInputs = NO_MORE) -> FoundLayer:
     """The last layer that all the evidence passes, at the resolution where the network still sees.
 
-    x: (1, C, H, W), a picture to look at while searching; or (B, C, H, W) for a target that is a
-    function, which may need them all. Else the class that comes first is looked for. Let G be the
-    grid of the last leaf that is learned and live. The layer is the last one with grid G that is
-    learned, live and trunk. Of a segmentation it has not just as many maps as there are classes:
-    these would be the logits themselves.
+    x: (B, C, H, W), pictures to look at while searching. A target that is a function is asked, else
+    the class of each that comes first is looked for. Let G be the grid of the last leaf that is
+    learned and live. The layer is the last one with grid G that is learned, live and trunk. Of a
+    segmentation it has not just as many maps as there are classes: these would be the logits
+    themselves.
 
     Live: the gradient of the logit is nonzero in over a tenth of its cells. That rejects the last
     block of a transformer with a class token, whose patches nobody reads. Trunk: no way leads from
@@ -99,7 +109,7 @@ def first_score(output: Any, target: Target, task: str | None, B: int) -> tuple[
         raise no_ending(output)
     order = ending.scores if ending.order is None else ending.order
     classes = ending.y.shape[1] if ending.task == "segmentation" else 0
-    return ending.scores[0, order[0].argmax()], classes
+    return ending.scores.gather(1, order.argmax(1, keepdim=True)).sum(), classes
 
 
 def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutput], y_c: Tensor,

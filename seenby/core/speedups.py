@@ -32,15 +32,17 @@ def off() -> Iterator[None]:
         _on.reset(before)
 
 
-def with_fallback(work: Callable[[], Result], x: Tensor) -> Result:
-    """work(), and once more as PyTorch has it where it fails for its memory's order: what views
-    maps as rows can't do so in channels-last memory, and is not always seen, as in TorchScript.
+def with_fallback(work: Callable[[], Result]) -> Result:
+    """work(), and once more as PyTorch has it where it fails for what is otherwise here.
+
+    What views maps as rows can't do so in channels-last memory, and is not always seen, as in
+    TorchScript; a checkpoint computes anew by PyTorch's own functions, and finds other tensors.
     """
     try:
         return work()
     except (RuntimeError, InputError) as error:
-        is_of_order = re.search("view size is not compatible|contiguous", str(error))
-        if memory_format(x) is not torch.channels_last or not is_of_order:
+        words = "view size is not compatible|contiguous|Recomputed values"
+        if not _on.get() or not re.search(words, str(error)):
             raise
     with off():
         return work()
@@ -141,6 +143,13 @@ def view_any_layout(view: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs
         return view(x, *args, **kwargs)
 
 
+def as_strided(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What it gives depends on the memory's order: x itself is laid out anew."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        x.data = x.contiguous()
+    return x.as_strided(*args, **kwargs)
+
+
 def grad_to_channels_last(gradient: Tensor) -> Tensor | None:
     """Hook where rows become maps again: of mixed layouts a pooling takes 9 times as long."""
     with suppress(RuntimeError):  # not made for several targets at once
@@ -153,4 +162,6 @@ REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     F.conv2d: conv2d,
     F.batch_norm: batch_norm,
     **{view: partial(view_any_layout, view) for view in VIEWS},
+    Tensor.as_strided: as_strided,
+    torch.as_strided: as_strided,
 }

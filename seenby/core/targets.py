@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seenby.core.recorder import ForwardRecorder
+from seenby.core.recorder import start_recording
 from seenby.core.state import eval_mode
 from seenby.core.tasks import Ending, described, no_ending, read_ending
 from seenby.errors import InputError, as_input_error
@@ -115,8 +115,9 @@ def likeness(target: Target, y: Tensor) -> Score:
 
 def embedding_of(net: nn.Module, x: Tensor) -> Tensor:
     """What a network gives for one picture x (1, C, H, W), as a vector (D,)."""
-    with eval_mode(net), torch.no_grad(), ForwardRecorder(x.clone()):
-        ending = read_ending(output := net(x), 1, "embedding")
+    _, x_copy, recorder = start_recording(x)
+    with eval_mode(net), torch.no_grad(), recorder:
+        ending = read_ending(output := net(x_copy), 1, "embedding")
     if ending is None:
         raise no_ending(output)
     return ending.y[0].clone()

@@ -349,3 +349,68 @@ class InPlace(DigitCNN):
 def test_an_activation_in_a_part_of_a_tensor_is_named():
     explanation = explain(InPlace(), torch.rand(2, 1, 28, 28))
     assert (explanation.relu_calls, explanation.other_activations) == (1, ("silu",))
+
+
+@pytest.mark.parametrize("spelling", [
+    lambda x: x * (x > 0), lambda x: x * (x > 0).float(), lambda x: (x >= 0).to(x) * x,
+    lambda x: torch.where(x > 0, x, 0.0), lambda x: x.masked_fill(x < 0, 0),
+    lambda x: (x > 0).double().type_as(x) * x,
+])  # fmt: skip
+def test_a_mask_by_sign_is_a_relu_also_of_what_has_no_negative_value(spelling):
+    """Of one picture, and of a batch in which another one has some."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(4, 3), Spelt(spelling), nn.Linear(3, 5)).double()  # fmt: skip
+    x = torch.rand(2, 1, 8, 8).double()
+    x[1] *= 99
+    with torch.no_grad():
+        net[4].weight.copy_(-torch.rand(3, 4))
+        net[4].bias.fill_(2)
+        assert net[:5](x[:1]).min() > 0 > net[:5](x).min()
+    both, alone = explain(net, x, 1), explain(net, x[:1], 1)
+    assert both.relu_calls == alone.relu_calls == 2
+    torch.testing.assert_close(both.R[:1], alone.R, rtol=1e-12, atol=1e-14)
+
+
+class Spelt(nn.Module):
+    def __init__(self, spelling):
+        super().__init__()
+        self.forward = spelling
+
+
+def test_ones_that_are_no_sign_make_no_relu():
+    """Of a mask that hides nothing it can't be told what it is."""
+    net = TwoConvolutions(lambda x: x.abs() * torch.ones_like(x, requires_grad=False))
+    found = explain(net.eval(), torch.randn(2, 2, 8, 8), 1, "conv2")
+    assert (found.relu_calls, found.other_activations) == (0, ("abs",))
+
+
+class Maxout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        larger = torch.maximum(F.relu(self.a(x) - 4), self.b(x))
+        return self.fc(self.c(larger).mean((2, 3)))
+
+
+def test_the_larger_of_two_branches_is_no_relu_where_one_is_zero_by_chance():
+    net, x = Maxout().double(), torch.randn(2, 3, 16, 16).double()
+    x[1] *= 9
+    assert not F.relu(net.a(x[:1]) - 4).any()
+    assert F.relu(net.a(x) - 4).any()
+    both, alone = explain(net, x, 1, "c"), explain(net, x[:1], 1, "c")
+    assert both.relu_calls == alone.relu_calls == 1
+    torch.testing.assert_close(both.R[:1], alone.R, rtol=1e-12, atol=1e-14)
+
+
+def test_a_mask_on_complex_numbers_is_no_relu():
+    class Filter(nn.Module):
+        def forward(self, x):
+            z = torch.fft.rfft2(x)
+            return torch.fft.irfft2(z * (z.abs() > 1), s=x.shape[2:])
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Filter(), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                        nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    assert explain(net, torch.randn(2, 3, 16, 16), 1).relu_calls == 1

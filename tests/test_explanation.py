@@ -14,6 +14,7 @@ from oracles import DigitCNN, assert_same, grad_cam_oracle, kept_for_backward, u
 from torch import nn
 
 from seenby import InputError, explain, explain_many
+from seenby.core.placement import interpolation_matrices
 from seenby.core.search import find_layer
 from SID_a4 import CourseCNN
 
@@ -282,3 +283,40 @@ def test_an_unknown_method_is_refused_before_any_forward_pass(methods):
     assert calls == []
     explain(net, x, method="gradcam")
     assert calls == [1, 1]  # the layer is looked for, then the picture is explained
+
+
+def test_further_inputs_may_be_of_inference_mode():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x, scale, *, shift):
+            return self.fc(F.relu(self.conv(x)).mean((2, 3))) * scale + shift
+
+    net, x = Scaled(), torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        scale, shift = torch.rand(2, 1), torch.rand(2, 1)
+        found = explain(net, x, 1, args=(scale,), kwargs={"shift": shift})
+    expected = explain(net, x, 1, args=(scale.clone(),), kwargs={"shift": shift.clone()})
+    assert torch.equal(found.R, expected.R)
+
+
+def test_where_others_make_tensors_changes_nothing():
+    net, x = DigitCNN(), torch.rand(2, 1, 28, 28)
+    expected = explain(net, x, 1)
+    interpolation_matrices.cache_clear()
+    with torch.device("meta"):
+        found = explain(net, x, 1)
+    assert torch.equal(found.heatmap, expected.heatmap)
+
+
+def test_a_pad_may_be_numpys():
+    net, x = DigitCNN(), torch.rand(2, 1, 28, 28)
+    found, expected = explain(net, x, 1, pad=np.int64(2)), explain(net, x, 1, pad=2)
+    assert torch.equal(found.heatmap, expected.heatmap)
+
+
+def test_methods_are_a_list():
+    with pytest.raises(InputError, match="methods 'gradcam' was given; give a list of methods"):
+        explain_many(DigitCNN(), torch.rand(1, 1, 28, 28), [1], methods="gradcam")

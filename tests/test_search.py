@@ -322,3 +322,47 @@ def test_a_network_that_takes_whole_batches_is_searched_with_one():
     assert torch.equal(found.heatmap, named.heatmap)
     with pytest.raises(RuntimeError, match=r"shape '\[3, 4, -1\]' is invalid"):
         explain(net, x[:2])
+
+
+def test_behind_a_global_max_pooling_few_cells_tell():
+    class Largest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.fc(F.relu(self.c2(F.relu(self.c1(x)))).amax((2, 3)))
+
+    assert find_layer(Largest(), torch.randn(1, 3, 32, 32)) == FoundLayer("c2")
+
+
+def test_of_a_dark_picture_the_streams_are_told_too():
+    class Streams(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Conv2d(1, 4, 3, padding=1, bias=False) for _ in range(2))
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            both = F.relu(torch.cat([self.a(x), self.b(x)], 1))
+            return self.fc(both.mean((2, 3)))
+
+    net, x = Streams(), torch.zeros(1, 1, 32, 32)
+    x[..., 4:8, 20:24] = 1
+    assert find_layer(net, x) == find_layer(net, torch.randn(1, 1, 32, 32))
+    assert "several streams" in find_layer(net, x).note
+
+
+def test_weights_that_are_kept_as_buffers_are_learned():
+    class Frozen(nn.Module):
+        def __init__(self, i, o):
+            super().__init__()
+            self.register_buffer("w", 0.2 * torch.randn(o, i, 3, 3))
+
+        def forward(self, x):
+            return F.conv2d(x, self.w, padding=1)
+
+    net = nn.Sequential(Frozen(3, 8), nn.ReLU(), Frozen(8, 8), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
+    assert find_layer(net, torch.randn(1, 3, 8, 8)) == FoundLayer("2")

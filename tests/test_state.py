@@ -7,11 +7,12 @@ import threading
 import warnings
 import weakref
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracles import DigitCNN, assert_same, untrained
 from torch import nn
 
@@ -38,7 +39,8 @@ def state_of(net):
     return (
         attributes_of(net), [(type(module), module.training) for module in net.modules()],
         [(w.requires_grad, w.grad is None, w._version, w.data_ptr(), {**vars(w)}) for w in weights],
-        {key: zlib.crc32(value.numpy(force=True)) for key, value in net.state_dict().items()},
+        {key: zlib.crc32(value.contiguous().numpy(force=True))
+         for key, value in net.state_dict().items()},
     )  # fmt: skip
 
 
@@ -233,6 +235,51 @@ def reparametrised():
         parametrizations.weight_norm(nn.Conv2d(1, 4, 3)), nn.ReLU(), old, nn.ReLU(),
         parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), nn.Flatten(), nn.Linear(16, 3),
     )  # fmt: skip
+
+
+class WritesUnseen(nn.Module):
+    """Into buffers and other tensors, in ways of which some do not raise the version."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ema", torch.zeros(4))
+        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+        self.register_buffer("rows", torch.zeros(1, 4).expand(3, 4))
+        self.kept, self.last = torch.zeros(4), deque(maxlen=3)
+
+    def forward(self, x):
+        mean = x.detach().mean((0, 2, 3))
+        self.ema.data.lerp_(mean, 0.1)
+        self.count.numpy()[0] += 1
+        self.kept += mean
+        self.last.append(1)
+        return F.batch_norm(x, self.mean, self.var, training=True)
+
+
+def test_what_is_written_without_a_new_version_is_put_back():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), WritesUnseen(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net[1].last.extend([7, 8])
+    before, kept = state_of(net), net[1].kept.clone()
+    assert explain(net, torch.rand(2, 2, 8, 8)).L_c.any()
+    assert state_of(net) == before
+    assert torch.equal(net[1].kept, kept)
+    assert list(net[1].last) == [7, 8]
+
+
+def test_a_network_that_is_trained_for_quantisation_is_as_before():
+    from torch.ao import quantization
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(8, 5)).train()  # fmt: skip
+    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    with warnings.catch_warnings(action="ignore"):  # it moves into another package
+        quantization.prepare_qat(net, inplace=True)
+    net(torch.randn(2, 3, 16, 16))
+    before = state_of(net)
+    assert explain(net, 3 * torch.randn(2, 3, 16, 16), 1).L_c.any()
+    assert state_of(net) == before
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

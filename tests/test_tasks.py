@@ -333,3 +333,26 @@ def test_an_output_changed_behind_its_softmax_is_taken_as_it_is():
     assert read_ending(y, 3).y is y
     in_place = explain(network(ending=lambda y: y.sigmoid_()), pictures())
     assert (in_place.undone, in_place.may_be_probability.all().item()) == ("", True)
+
+
+@pytest.mark.parametrize("C", [1, 4])
+def test_a_segmentation_that_gives_probabilities_is_told(C):
+    class Enlarged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, C, 1)
+
+        def forward(self, x):
+            y = self.b(F.relu(self.a(x)))
+            return F.interpolate(y.sigmoid() if C == 1 else y.softmax(1), x.shape[2:])
+
+    found = explain(Enlarged(), torch.randn(2, 3, 16, 16))
+    assert (found.task, found.undone) == ("segmentation", "")
+    assert found.may_be_probability.tolist() == [True, True]
+
+
+def test_the_logarithm_of_a_softmax_is_undone():
+    net, x = network(), pictures()
+    found = explain(network(ending=lambda y: y.softmax(1).log()), x)
+    assert found.undone == "softmax"
+    torch.testing.assert_close(found.logits, net(x).detach())

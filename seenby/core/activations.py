@@ -23,12 +23,14 @@ BOUNDS = {
 BOUNDED = {"relu", "relu6", "clamp", "clamp_min", "clip", "hardtanh", "threshold", "leaky_relu"}
 MASKING = {"mul", "multiply", "where", "setitem", "masked_fill", "masked_scatter", "index_put"}
 MINIMUM, MAX_POSITION = {"minimum", "min", "fmin"}, {"clamp": 2, "clip": 2, "clamp_max": 1}
+SIGN_OF = "_seenby_sign_of"  # what is noted on a mask
+SIGNS, CASTS = {"gt", "ge", "lt", "le"}, {"to", "float", "double", "half", "type", "type_as"}
 OTHER_ACTIVATIONS = {
     "silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu", "rrelu",
     "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid", "log_sigmoid", "glu",
     "hardshrink", "softshrink", "tanhshrink", "where", "abs", "lstm", "gru", "rnn_tanh", "rnn_relu",
 }  # fmt: skip
-ACTIVATIONS = {*BOUNDED, *MASKING, *MINIMUM, *MAX_POSITION, *OTHER_ACTIVATIONS}
+ACTIVATIONS = {*BOUNDED, *MASKING, *MINIMUM, *MAX_POSITION, *SIGNS, *CASTS, *OTHER_ACTIVATIONS}
 # What a node is called where no function of PyTorch was seen to make it, as within TorchScript.
 HIDDEN = {name.replace("_", ""): name for name in OTHER_ACTIVATIONS} | {
     "prelukernel": "prelu", "differentiablegraph": "TorchScript",
@@ -49,6 +51,8 @@ class Activations:
     def call(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function that may be an activation."""
         masked = masked_tensor(args, kwargs) if name in MASKING else None
+        if name in SIGNS or name in CASTS:
+            return note_sign(func(*args, **kwargs), name, args)
         if name in MASKING and masked is None:
             return func(*args, **kwargs)
         given: Any = args[0] if args else None
@@ -56,9 +60,11 @@ class Activations:
         if is_copied:  # in place, the gradient of its base would hide the ReLU's own
             args = (given.clone(), *args[1:])
         before = None if masked is None else masked.detach().clone()
+        is_by_sign = any(getattr(each, SIGN_OF, None) is masked for each in tensors_in(args))
         out = func(*args, **kwargs)
         result = args[0] if out is None else out  # x[mask] = 0 gives nothing back
-        if before is not None and result.requires_grad and is_relu_of(before, result):
+        is_mask = before is not None and result.requires_grad
+        if is_mask and is_relu_of(before, result, is_by_sign):
             self.masks.add(result.grad_fn)
         else:
             self.note(name, result, args, kwargs)
@@ -110,12 +116,30 @@ def kind_of(name: str) -> str:
 
 def is_relu(kind: str, node: Any) -> bool:
     """relu, and what nn.ReLU6 or a hand-written one is made of: a bound at zero from below."""
-    return kind == "relu" or any(is_zero(getattr(node, name)) for name in BOUNDS.get(kind, ()))
+    bounds = (getattr(node, name) for name in BOUNDS.get(kind, ()))
+    return kind == "relu" or any(is_zero(b) for b in bounds if not is_computed(b))
 
 
-def is_relu_of(x: Tensor, result: Tensor) -> bool:
-    """Whether a mask set just the negative values of x to zero."""
-    return bool((x < 0).any()) and torch.equal(result, x.clamp(min=0))
+def is_computed(value: Any) -> bool:
+    """Whether it depends on the pixels, and is zero by chance if it is."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def is_relu_of(x: Any, result: Tensor, is_by_sign: bool) -> bool:
+    """Whether a mask set just the negative values of x to zero; of one that is not known to be x's
+    sign this can only be told where there are any."""
+    is_told = is_by_sign or bool((x < 0).any())
+    return is_told and torch.equal(result, x.clamp(min=0))
+
+
+def note_sign(out: Any, name: str, args: Any) -> Any:
+    """Of x > 0, and of that as numbers, whose sign it is."""
+    x = args[0] if args else None
+    if name in SIGNS and len(args) > 1 and is_zero(args[1]):
+        setattr(out, SIGN_OF, x)
+    elif name in CASTS and hasattr(x, SIGN_OF):
+        setattr(out, SIGN_OF, getattr(x, SIGN_OF))
+    return out
 
 
 def masked_tensor(args: Any, kwargs: Any) -> Tensor | None:
@@ -125,7 +149,7 @@ def masked_tensor(args: Any, kwargs: Any) -> Tensor | None:
     """
     tensors = list(tensors_in((*args, *kwargs.values())))
     x = next((tensor for tensor in tensors if tensor.requires_grad), None)
-    is_masked = x is not None and any(
+    is_masked = x is not None and x.is_floating_point() and any(
         tensor.shape == x.shape and not tensor.requires_grad for tensor in tensors)
     return x if is_masked else None
 

@@ -134,6 +134,8 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
                  kwargs: Mapping[str, Any] | None = None) -> list[Explanation]:
     """Every target by every method, from one forward pass: target by target, methods within."""
     require_arguments(net, x)
+    if isinstance(methods, str):
+        raise InputError(f"methods {methods!r} was given; give a list of methods")
     for method in methods:
         require_method(method)
     targets, more = expand_targets(targets), MoreInputs(args, kwargs or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -23,14 +24,14 @@ def place(L_c: Tensor, size: Sequence[int], stride: Stride | None,
 
     The pads are None where the map was stretched because its stride is not known.
     """
-    if pad != "auto" and (not isinstance(pad, int) or isinstance(pad, bool) or pad < 0):
+    if pad != "auto" and (not isinstance(pad, Integral) or isinstance(pad, bool) or pad < 0):
         raise InputError(f"pad {pad!r} was given; give 'auto' or a number of cells from 0 up")
     cells = L_c.shape[1:]
     if pad == "auto" and stride and cells.numel() > 1:  # one cell alone stands for all
         pads = auto_pad(size, cells, stride)
         rows, columns = interpolation_matrices(size, cells, pads, L_c.dtype, L_c.device)
         return pads, rows @ (L_c @ columns)
-    N = 0 if pad == "auto" else pad
+    N = 0 if pad == "auto" else int(pad)
     heatmap = F.interpolate(F.pad(L_c, (N, N, N, N))[:, None], size, mode="bilinear")[:, 0]
     return None if pad == "auto" else (N, N), heatmap
 
@@ -53,7 +54,7 @@ def interpolation_matrices(size: Sequence[int], cells: Sequence[int], pads: tupl
 def interpolation_matrix(S: int, n: int, pad: float, dtype: torch.dtype,
                          device: torch.device) -> Tensor:
     """(S, n) bilinear weights that draw n cells, padded on both sides, over S pixels."""
-    p, j = torch.arange(S, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
+    p, j = (torch.arange(N, dtype=torch.float64, device="cpu") for N in (S, n))
     t = (p - (S - 1) / 2) * (n + 2 * pad) / S + (n - 1) / 2  # where pixel p falls among the cells
     zeros = max(0, math.floor(pad))  # whole cells of pad are zero,
     t = t.clamp(-zeros, n - 1 + zeros)  # and what is left of it repeats its neighbour

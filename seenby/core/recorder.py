@@ -128,8 +128,10 @@ class MoreInputs:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def call(self, net: nn.Module, x: Tensor) -> Any:
+        args = map(ordinary, self.args)
+        kwargs = {name: ordinary(value) for name, value in self.kwargs.items()}
         try:
-            return net(x, *self.args, **self.kwargs)
+            return net(x, *args, **kwargs)
         except TypeError as error:
             try:
                 inspect.signature(net.forward).bind(x, *self.args, **self.kwargs)
@@ -149,6 +151,11 @@ class MoreInputs:
 
 
 NO_MORE = MoreInputs()
+
+
+def ordinary(value: Any) -> Any:
+    """A tensor of inference_mode can take part in no graph."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def first_tensor(output: Any) -> Any:

@@ -22,6 +22,7 @@ from seenby.errors import InputError, as_input_error
 
 NO_GRID = ("no layer of the network gives maps (B, K, u, v), or tokens that cover the picture; "
            "give a network that sees pictures (B, C, H, W) as such")
+LIVE = 0.1  # a layer is where the logit has a gradient in more of its cells
 ZERO_HEAD = ("the logit depends on no layer, as its weights are zero; the layer is that of other "
              "weights")
 
@@ -74,10 +75,11 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
     y_c, classes = first_score(output, target, task, len(x))
     learned = [each for each in learned if each.channels != classes]
-    # Through weights of zero NaN still passes: it tells what the logit would depend on.
-    for y, note in (y_c, ""), (y_c * torch.nan, ZERO_HEAD):
+    # Before a global max-pooling few cells have a gradient. Where weights are zero, NaN passes, and
+    # tells what the logit would depend on.
+    for y, least, note in (y_c, LIVE, ""), (y_c, 0, ""), (y_c * torch.nan, 0, ZERO_HEAD):
         with as_input_error("the layer can't be found", f"name one, {GRAPH_HINT}"):
-            layer = last_live_trunk(outputs, learned, y, x)
+            layer = last_live_trunk(outputs, learned, y, x, least)
         if layer:
             notes = (layer.note, early_note(outputs, layer.name), note)
             return replace(layer, note="; ".join(filter(None, notes)))
@@ -113,18 +115,18 @@ def first_score(output: Any, target: Target, task: str | None, B: int) -> tuple[
 
 
 def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutput], y_c: Tensor,
-                    x: Tensor) -> FoundLayer | None:
+                    x: Tensor, least: float) -> FoundLayer | None:
     """find_layer's rule for one logit; outputs, and the learned ones of them, begin at the end."""
     leaves = (output for output in learned if output.is_leaf)
-    leaf = first_live(leaves, y_c) or first_live(learned, y_c)
+    leaf = first_live(leaves, y_c, least) or first_live(learned, y_c, least)
     if leaf is None:
         return None
     at_G = [output for output in learned if same_cells(output, leaf)]
     trunk = (output for output in at_G if output.edge and every_path_passes(output.edge, y_c, x))
-    if layer := first_live(trunk, y_c):
+    if layer := first_live(trunk, y_c, least):
         return FoundLayer((norm_that_reads(outputs, layer, at_G[0], y_c) or layer).name)
     norms = [output for output in outputs if output.is_norm and same_cells(output, leaf)]
-    layer = first_live([*norms, *at_G], y_c) or leaf
+    layer = first_live([*norms, *at_G], y_c, least) or leaf
     return FoundLayer(layer.name, "no layer carries all of the evidence, as the network has "
                       f"several streams; {layer.name} carries some of it")
 
@@ -142,12 +144,13 @@ def norm_that_reads(outputs: Sequence[LayerOutput], layer: LayerOutput, last: La
     return first_live((o for o in behind if o.is_norm and same_cells(o, layer)), y_c)
 
 
-def first_live(outputs: Iterable[LayerOutput], y_c: Tensor) -> LayerOutput | None:
+def first_live(outputs: Iterable[LayerOutput], y_c: Tensor,
+               least: float = LIVE) -> LayerOutput | None:
     """Gradients are asked for in groups of 1, 2, 4, ...: one backward pass serves a group."""
     rest, size = iter(outputs), 1
     while group := list(islice(rest, size)):
         for output, share in live_shares(group, y_c):
-            if share > 0.1:
+            if share > least:
                 return output
         size *= 2
     return None
@@ -211,7 +214,8 @@ def record_outputs(net: nn.Module, x: Tensor,
         called[name] = grid is None and any(w.ndim > 1 for w in module.parameters())
         if grid is None:
             return
-        weights = sum(weight.numel() for weight in module.parameters())
+        frozen = (weight for weight in module.buffers() if weight.ndim > 1)
+        weights = sum(weight.numel() for weight in (*module.parameters(), *frozen))
         outputs[name] = LayerOutput(
             name, grid, get_gradient_edge(output) if output.requires_grad else None,
             grid.channels(output), is_leaf=name not in last_within or called[last_within[name]],

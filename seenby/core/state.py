@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from operator import is_
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from seenby.core.checks import require_network
 
+CONTAINERS = (dict, list, set, deque)
 _in_use: dict[int, set[nn.Module]] = {}  # thread -> the modules of what it explains
 _released = threading.Condition()
 _uncompiled = ExitStack()  # open while anything is explained
@@ -96,8 +98,7 @@ if hasattr(os, "register_at_fork"):  # nowhere on Windows, where nothing forks
 
 
 def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
-    """Each module's attributes, and the dicts, lists and sets among them, with a copy of each; and
-    the buffers' attributes, as the recorder notes the stride on what is written to.
+    """Each module's attributes, and the dicts, lists, sets and deques among them, with a copy.
 
     A network may fill a cache in eval mode, which would lack the weights' graph ever after, or hold
     on to weights that are loaded anew. PyTorch's own layers fill none; to copy the dicts that each
@@ -105,8 +106,7 @@ def snapshot(modules: Iterable[nn.Module]) -> list[tuple[Any, Any]]:
     """
     containers: list[Any] = [*map(vars, modules)]
     containers += [value for module in modules if not is_pytorchs(module)
-                   for value in vars(module).values() if isinstance(value, (dict, list, set))]
-    containers += map(vars, buffers_of(modules))
+                   for value in vars(module).values() if isinstance(value, CONTAINERS)]
     return [(each, each.copy()) for each in containers]
 
 
@@ -122,14 +122,11 @@ def restore(before: Iterable[tuple[Any, Any]]) -> None:
     for container, content in before:
         if not (container or content) or is_same(container, content):
             continue
-        if isinstance(container, list):
-            container[:] = content
-        elif isinstance(container, set):
-            container &= content
-            container |= content
-        else:
-            container.clear()  # a Counter would add to what it has
+        container.clear()  # a Counter would add to what it has
+        if isinstance(container, (dict, set)):
             container.update(content)
+        else:
+            container.extend(content)
 
 
 def is_same(container: Any, content: Any) -> bool:
@@ -146,13 +143,22 @@ def snapshot_of_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int,
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
-    return (buffer for module in modules for buffer in module._buffers.values()
-            if buffer is not None)
+    """And tensors that are kept like one, as plain attributes."""
+    for module in modules:
+        yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+        if not is_pytorchs(module):
+            yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
-def restore_buffers(before: Iterable[tuple[Tensor, int, Tensor]]) -> None:
-    """With its version, too: a graph of the caller's that needs the buffer would refuse another."""
-    for buffer, version, copy in before:
+def restore_buffers(before: Sequence[tuple[Tensor, int, Tensor]]) -> None:
+    """With its version, too: a graph of the caller's that needs the buffer would refuse another.
+
+    The numbers in any case, as not all that is written raises the version; but for what is
+    expanded, into which nothing can be written.
+    """
+    whole = [(buffer.data, copy) for buffer, _, copy in before if 0 not in buffer.stride()]
+    if whole:
+        torch._foreach_copy_([data for data, _ in whole], [copy for _, copy in whole])
+    for buffer, version, _ in before:
         if buffer._version != version:
-            buffer.data.copy_(copy)
             torch._C._autograd._unsafe_set_version_counter((buffer,), (version,))

@@ -144,10 +144,11 @@ class Ending:
         Two logits may do so by chance: they must sum to 1; and all are 0 for want of weights.
         """
         y = self.y.detach()
-        if self.undone or TASKS[self.task].order is None or y.ndim != 2:
+        if self.undone or TASKS[self.task].order is None:
             return torch.zeros(len(y), dtype=torch.bool, device=y.device)
-        within = (y.amin(1) >= 0) & (y.amax(1) <= 1) & y.any(1)
-        return within & ((y.sum(1) - 1).abs() < 1e-3) if y.shape[1] == 2 else within
+        rows = y.flatten(1)
+        within = (rows.amin(1) >= 0) & (rows.amax(1) <= 1) & rows.any(1)
+        return within & ((rows.sum(1) - 1).abs() < 1e-3) if rows.shape[1] == 2 else within
 
 
 def one_by_one(batch: Any, whole: Container[str] = ()) -> Iterator[Any]:
@@ -207,7 +208,7 @@ def tensor_in(output: Any, B: int) -> Tensor | None:
         return named if is_ending(named, B) else None
     values = output if isinstance(output, (tuple, list)) else ()
     fitting = [t for t in values if isinstance(t, Tensor) and is_ending(t, B)]
-    # A network that hands out its maps as well does so beside its rows.
+    # A network that hands out its maps, or numbers, as well does so beside its rows.
     fitting = [t for t in fitting if t.ndim == 2] or fitting
     return fitting[0] if len(fitting) == 1 else None
 

@@ -108,7 +108,8 @@ def result_of(picture: Picture, explanations: list[Explanation] | None,
 def predict(network: Network, pictures: list[Picture]) -> list[Prediction]:
     explanation = explain(network.module, tensor_of(network, pictures), layer=network.layer,
                           guided=False, task=network.task)
-    return [prediction(each, network.classes) for each in explanation.apply(Tensor.cpu)]
+    (explanation,) = to_cpu([explanation])
+    return [prediction(each, network.classes) for each in explanation]
 
 
 def explain_pictures(network: Network, settings: Settings, targets: Sequence[Target],
@@ -138,6 +139,8 @@ def tensor_of(network: Network, pictures: Sequence[Picture]) -> Tensor:
 
 def to_cpu(explanations: list[Explanation]) -> list[Explanation]:
     """The same on the CPU, in one transfer: each one waits for all that a GPU has yet to do."""
+    if all(explanation.L_c.device.type == "cpu" for explanation in explanations):
+        return explanations
     sent = {id(t): t for e in explanations for t in e.tensors().values()}
     # Of one number even a contiguous tensor may have any stride, with which it can't be viewed.
     flat = (t.contiguous().as_strided((t.numel(),), (1,)) for t in sent.values())

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from seenby import gallery
-from seenby.errors import InputError, message_of, warn
+from seenby.errors import InputError, as_input_error, message_of, warn
 from seenby.machine import Ranks
 from seenby.options import parse_settings
 from seenby.pipeline import execute
@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = parse_settings(argv)
             code = execute(settings, ranks)
             if settings.gallery and not (ranks.rank or settings.list_layers):
-                page = gallery.write(settings.out)
+                fix = f"fix that, then run python -m seenby.gallery {settings.out}"
+                with as_input_error("the page can't be written", fix):
+                    page = gallery.write(settings.out)
                 if not settings.quiet:
                     print(f"gallery   {page}")
             return code

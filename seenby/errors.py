@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 PROGRAM = "seenby"  # every line on standard error begins with it
 
@@ -18,6 +18,13 @@ class InputError(argparse.ArgumentTypeError, ValueError):
 
     def __init__(self, words: str) -> None:
         super().__init__(one_line(words))
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose mistakes are InputErrors, too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message if ";" in message else f"{message}; see --help")
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seenby.errors import InputError, one_line
-from seenby.options import Parser
+from seenby.errors import InputError, Parser, one_line
 from seenby.outputs.store import GENERATOR, STEM, atomic_write, remove_page
 from seenby.written_run import FIX, WrittenRun
 

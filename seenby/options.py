@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from seenby.core.methods import METHODS
 from seenby.core.tasks import TASKS
-from seenby.errors import PROGRAM, InputError
+from seenby.errors import PROGRAM, InputError, Parser
 from seenby.inputs.classes import read_class_names
 from seenby.inputs.networks import EXAMPLES
-from seenby.inputs.pictures import SUFFIXES
+from seenby.inputs.pictures import NO_PICTURES, SUFFIXES
 from seenby.option_types import (
     existing_source,
     exists,
@@ -27,7 +27,6 @@ from seenby.option_types import (
 )
 from seenby.outputs.colors import DEFAULT_PANELS, Style
 from seenby.outputs.figure import PANELS
-from seenby.outputs.summary import NO_PICTURES
 from seenby.settings import Settings
 from seenby.verdict import ENOUGH, MOST
 
@@ -39,11 +38,6 @@ EPILOG = """examples:
   seenby --model resnet50 --list-layers"""
 DEFAULT = "(default: %(default)s)"
 Add = Callable[..., Any]  # an argument group's add_argument
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message if ";" in message else f"{message}; see --help")
 
 
 class ListOption(argparse.Action):

@@ -11,7 +11,7 @@ from torch import Tensor
 FILLS = ("mean colour", "blur")  # what covers a tile; both must agree
 RESAMPLES = 2000
 
-# The names of maps; what else was tried has names of two words, as in "layer conv1".
+# The names of maps; what else was tried is named after how it is made, as in "layer conv1".
 OWN, FLAT, ANOTHER, MIRRORED, MOVED = "own", "flat", "another's", "mirrored", "moved"
 BOX, EDGES, REDRAWN, COVERINGS = "box", "edges", "redrawn", "coverings"
 DEFAULT = "default"
@@ -20,7 +20,7 @@ Interval = tuple[float, float, float]  # the mean, and its 95 % bounds
 Intervals = dict[str, Interval]  # on each fill
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observation:
     """What was seen of one picture. A map is its mass in each of the T tiles."""
 

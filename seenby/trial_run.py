@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from seenby.outputs.table import EXPLAINED, Row, is_correct
 from seenby.scores import BOX, COVERINGS, EDGES, OWN, REDRAWN, Observation
 from seenby.settings import Settings
 from seenby.trials import Plan, make_plan, observe
-from seenby.verdict import DECIDING, Trust, judge, record, weaker
+from seenby.verdict import DECIDING, Trust, as_json, judge, weaker
 
 FILES = ("trust.json", "trust.png")
 ROWS = DECIDING | {BOX: "a box in the middle", EDGES: "the picture's edges",
@@ -52,7 +55,7 @@ def try_maps(settings: Settings, network: Network, targets: Sequence[Target],
     asked = {"network": network.title, "layer": network.layer, "method": settings.method[0],
              "pad": settings.pad, "target": target_title(targets[0])}
     named = dict(zip(names, trust.thirds, strict=True)) if trust.thirds else None
-    output.save_json(FILES[0], asked | record(trust) | {"thirds": named})
+    output.save_json(FILES[0], asked | as_json(trust) | {"thirds": named})
     output.save_figure(FILES[1], forest_of(trust))
     sentences = [*trust.sentences]
     if len(targets) > 1 or len(settings.method) > 1:
@@ -90,6 +93,15 @@ def observe_pictures(settings: Settings, network: Network, target: Target, outpu
             observations[picture.name] = Observation(**torch.load(file, weights_only=True))
             bar.update()
     return [*observations], [*observations.values()]
+
+
+def read_thirds(folder: Path) -> tuple[dict[str, str], float]:
+    """Of trust.json: the pictures' thirds (low, middle, high) and their reliability, if they are
+    reliable."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        trust = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+        return dict(trust["thirds"]), float(trust["reliability"])
+    return {}, 0.0
 
 
 def plan_for(settings: Settings, network: Network, target: Target, x: Tensor) -> Plan:

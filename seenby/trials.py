@@ -92,6 +92,7 @@ def make_plan(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = N
     others |= {f"layer {name}": replace(default, layer=name)
                for name in earlier_layers(net, x, default.layer)}
     auto = explain(net, x, target, default.layer, guided=False, task=task).pad
+    auto = auto or (0, 0)  # stretched, as by pad 0
     others |= {f"pad {N}": replace(default, pad=N) for N in (0, 1) if auto != (N, N)}
     others |= {f"method {name}": replace(default, method=name) for name, each in METHODS.items()
                if name != default.method and not each.against}

@@ -8,12 +8,9 @@ get so far, too, where objects stand out from what is around them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from seenby.scores import (
@@ -77,7 +74,8 @@ def judge(observations: Sequence[Observation]) -> Trust:
     minus = {name: intervals(scores[OWN] - scores[name]) for name in (*DECIDING, *BESIDE)}
     # Where the default was asked for, it is their own.
     default = scores.get(DEFAULT, scores[OWN])
-    others = {name: score for name, score in scores.items() if " " in name}
+    named = {OWN, DEFAULT, COVERINGS, *DECIDING, *BESIDE}
+    others = {name: score for name, score in scores.items() if name not in named}
     default_minus = {name: intervals(default - score) for name, score in others.items()}
     verdict, headline, sentence = decide(minus, N)
     if not any(map(responds, observations)):
@@ -208,15 +206,6 @@ def words_of(interval: Interval) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def read_thirds(folder: Path) -> tuple[dict[str, str], float]:
-    """Of trust.json: the pictures' thirds (low, middle, high) and their reliability, if they are
-    reliable."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        trust = json.loads((folder / "trust.json").read_text(encoding="utf-8"))
-        return dict(trust["thirds"]), float(trust["reliability"])
-    return {}, 0.0
-
-
-def record(trust: Trust) -> dict[str, Any]:
+def as_json(trust: Trust) -> dict[str, Any]:
     """As trust.json has it."""
     return {"eps": EPS, "delta": DELTA, **vars(trust)}

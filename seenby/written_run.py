@@ -30,11 +30,12 @@ from seenby.outputs.table import (
     Row,
     cells_of_any_length,
     is_correct,
+    map_name,
     method_title,
     notes_in,
     unescape_formula,
 )
-from seenby.verdict import read_thirds
+from seenby.trial_run import read_thirds
 
 Card = dict[str, Any]  # a picture as the page's script reads it
 FIX = "give the folder that a run of seenby wrote into, or its table"
@@ -74,10 +75,10 @@ class WrittenRun:
         is_there = f"{name}.png" in self.files.get(folder, ())
         return f"{folder}/{quoted(name)}.png" if is_there else ""
 
-    def map(self, row: Row) -> dict[str, Any]:
-        """A row's map: its panels are NAME.png, or of several maps NAME@CLASS@METHOD.png."""
-        name = row["image"] + (f"@{row['target_index']}" if self.has_targets else "")
-        name += f"@{row['method']}" if len(self.methods) > 1 else ""
+    def map_of(self, row: Row) -> dict[str, Any]:
+        """A row's map, and where its panels are."""
+        name = map_name(row["image"], row["target_index"] if self.has_targets else "",
+                        row["method"] if len(self.methods) > 1 else "")
         titles = zip(PANEL_FOLDERS, panel_titles(row), strict=True)
         panels = [(title, self.address(folder, name)) for folder, title in titles
                   if folder in self.files]
@@ -107,7 +108,7 @@ class WrittenRun:
             "state": state, "empty": NO_EVIDENCE in notes,
             "raw": self.address("raw", first["image"]),
             "notes": [note for note in notes if note != NO_EVIDENCE],
-            "maps": [self.map(row) for row in explained.values()],
+            "maps": [self.map_of(row) for row in explained.values()],
             "third": self.thirds.get(first["image"], ""),
         }  # fmt: skip
 
@@ -200,8 +201,9 @@ def written_folders(record: dict[str, Any]) -> tuple[str, ...]:
     """
     with suppress(LookupError, TypeError):
         settings = record["settings"]
-        panels = settings["style"]["panels"] if settings["gallery"] else ()
-        return tuple(f for f in ("raw", *PANEL_FOLDERS) if settings.get(f, f in panels))
+        written = {name for name in ("raw", "overlays") if settings[name]}
+        written |= {*settings["style"]["panels"]} if settings["gallery"] else set()
+        return tuple(folder for folder in ("raw", *PANEL_FOLDERS) if folder in written)
     return ("raw", *PANEL_FOLDERS)
 
 

@@ -19,11 +19,11 @@ X = torch.rand(2, 1, 28, 28)
 @pytest.mark.parametrize(
     ("x", "words"),
     [
-        (None, "x is None; give a tensor of pictures (B, C, H, W), prepared as in the network's "
+        (None, "x is no tensor but None; give pictures (B, C, H, W), prepared as in the network's "
                "training"),
-        (X.numpy(), "x is of the type numpy.ndarray; give a tensor of pictures (B, C, H, W)"),
-        (Image.new("L", (28, 28)), "x is of the type PIL.Image; give a tensor of pictures"),
-        ([X[0], X[1]], "x is of the type list; give a tensor of pictures"),
+        (X.numpy(), "x is no tensor but numpy.ndarray; give pictures (B, C, H, W)"),
+        (Image.new("L", (28, 28)), "x is no tensor but PIL.Image; give pictures"),
+        ([X[0], X[1]], "x is no tensor but list; give pictures"),
         ((X * 255).byte(), "x is of torch.uint8; give floating-point numbers, scaled and "
                            "normalised as in the network's training"),
         (X.to(torch.complex64), "x is of torch.complex64; give floating-point numbers"),
@@ -91,9 +91,9 @@ def test_methods_that_there_are_not(method):
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        (None, "the network is None; give a torch.nn.Module"),
-        (DigitCNN, "the network is of the type type; give a torch.nn.Module"),
-        (np.ones(2), "the network is of the type numpy.ndarray; give a torch.nn.Module"),
+        (None, "the network is no module but None; give a torch.nn.Module"),
+        (DigitCNN, "the network is no module but type; give a torch.nn.Module"),
+        (np.ones(2), "the network is no module but numpy.ndarray; give a torch.nn.Module"),
     ],
 )
 def test_what_is_no_network(net, words):

@@ -106,3 +106,8 @@ def test_class_names_from_a_file(digit_folder, tmp_path):
     given = ("--class-names", tmp_path / "names.json")
     assert course_run(tmp_path / "out", digit_folder, *given)[0] == 0
     assert [row["predicted"] for row in table_in(tmp_path / "out")] == WORDS[:8]
+
+
+def test_no_label_is_not_the_class_called_none():
+    assert class_index("(none)", ("none", "cat")) is None
+    assert class_index("none", ("none", "cat")) == 0

@@ -91,7 +91,7 @@ def test_one_logit_and_two_class_names(model, pictures, tmp_path):
     ]  # fmt: skip
     words = "task binary: one logit z for class 1, and -z for class 0; explained before its sigmoid"
     assert words in " ".join(said.split())
-    assert [record_in(tmp_path)[name] for name in ("task", "undone", "classes")] == [
+    assert [record_in(tmp_path)[name] for name in ("task", "final_activation", "classes")] == [
         "binary", "sigmoid", 2,
     ]  # fmt: skip
 

@@ -228,7 +228,7 @@ def test_nothing_of_a_call_outlives_it(guided):
         (True, "class True was given"),
         ([3], "targets of shape (1,) were given for 2 pictures"),
         ([[3], [4]], "targets of shape (2, 1) were given for 2 pictures"),
-        ("cat", "target cat is no class; give one number, or one a picture"),
+        ("cat", "target 'cat' was given; the task is classes: give classes by their numbers, or "),
         ([None, 3], "target [None, 3] is no class"),
     ],
 )
@@ -242,7 +242,7 @@ def test_networks_and_layers_without_maps_are_refused():
     x = torch.rand(1, 1, 4, 4)
     with pytest.raises(InputError, match="no layer of the network gives maps"):
         explain(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), x)
-    with pytest.raises(InputError, match=r"layer fc1 gives \(1, 50\), .* such as conv2, conv1$"):
+    with pytest.raises(InputError, match=r"layer fc1 gives \(1, 50\) of .* such as conv2, conv1$"):
         explain(DigitCNN(), torch.rand(1, 1, 28, 28), layer="fc1")
     with pytest.raises(InputError, match="layer unused is not called; name one that gives maps"):
         net = DigitCNN()
@@ -265,7 +265,7 @@ def test_a_network_that_makes_more_pictures_of_one_is_refused():
         def forward(self, x):
             return super().forward(torch.cat([x, x]))[: len(x)]
 
-    with pytest.raises(InputError, match=r"layer conv2 gives \(2, 10, 8, 8\), which are no"):
+    with pytest.raises(InputError, match=r"layer conv2 gives \(2, 10, 8, 8\) of float32, which"):
         explain(Halves(), torch.rand(1, 1, 28, 28), layer="conv2")
 
 
@@ -320,3 +320,12 @@ def test_a_pad_may_be_numpys():
 def test_methods_are_a_list():
     with pytest.raises(InputError, match="methods 'gradcam' was given; give a list of methods"):
         explain_many(DigitCNN(), torch.rand(1, 1, 28, 28), [1], methods="gradcam")
+
+
+def test_explanations_are_told_apart():
+    """Two of them are equal if they are the same one: tensors have no single answer."""
+    net, x = DigitCNN(), torch.rand(2, 1, 28, 28)
+    first, second = explain(net, x), explain(net, x)
+    assert first != second
+    assert len({first, second, first}) == 2
+    assert first in [second, first]

@@ -241,3 +241,8 @@ def test_panels_that_there_are_not_are_asked_for_in_vain(network, digits):
     unread = Picture("x", None, "", "x is broken")
     with pytest.raises(InputError, match=r"x was not read \(x is broken\); leave it out"):
         draw_grid([unread], [explanation], DIGITS)
+
+
+def test_a_figure_of_nothing_is_refused():
+    with pytest.raises(InputError, match="no pictures were given; give one at least"):
+        draw_grid([], [], ())

@@ -218,6 +218,19 @@ def test_a_page_of_somebody_else_is_told_before_the_run(digit_folder, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
+def test_a_page_that_can_not_be_written_needs_no_other_run(digit_folder, tmp_path, monkeypatch,
+                                                           capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gallery, "page", full)
+    words = [str(digit_folder / "3"), "--quiet", *COURSE, "--out", str(tmp_path), "--gallery"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "the page can't be written (No space left on device); fix that, then run python" in said
+    assert f"seenby.gallery {tmp_path}" in said
+
+
 def test_a_page_does_not_stand_beside_a_run_that_was_interrupted(digit_folder, tmp_path,
                                                                  monkeypatch):
     words = [str(digit_folder / "3"), "--quiet", *COURSE, "--out", str(tmp_path), "--gallery"]

@@ -309,3 +309,17 @@ def test_a_layer_of_ones_choice(own):
     words = re.escape("the network has no layer conv3; the nearest names are conv")
     with pytest.raises(InputError, match=words):
         load_network(MODEL, layer="conv3", size=(28, 28))
+
+
+def test_a_network_of_timm_without_weights_is_told():
+    timm = pytest.importorskip("timm")
+    sources = ((name, timm.get_pretrained_cfg(name)) for name in timm.list_models())
+    name = next(name for name, source in sources if not (source.url or source.hf_hub_id))
+    with pytest.raises(InputError, match=f"timm has no weights for {name}; give --weights FILE"):
+        load_network(f"timm:{name}")
+
+
+def test_a_file_that_defines_nothing(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(InputError, match=r"has no Net; give a file that defines one$"):
+        load_network(f"{tmp_path / 'empty.py'}:Net")

@@ -24,7 +24,7 @@ def test_a_record_says_what_was_run_and_assumed(digit_folder, digits, tmp_path):
         "seenby": seenby.__version__,
         "torch": torch.__version__,
         "network": "CourseCNN of SID_a4.py, mnist_model.pth",
-        "task": "classes", "undone": "", "notes": [],
+        "task": "classes", "final_activation": "", "notes": [],
         "prepared": "resized to cover 28, cut to 28, mean 0.1307, std 0.3081 (given)",
         "layer": "conv2", "grid": "8 x 8",
         "maps": [10, 8, 8],

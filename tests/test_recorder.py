@@ -104,7 +104,7 @@ def test_a_layer_that_gives_whole_numbers_is_no_map():
             a = self.conv(x)
             return self.fc((a + self.same(a)).mean((2, 3)))
 
-    with pytest.raises(InputError, match=r"layer same gives \(1, 2, 4, 4\), which are no cells"):
+    with pytest.raises(InputError, match=r"layer same gives \(1, 2, 4, 4\) of int64, which are"):
         explain(Net(Rounds(), None), torch.rand(1, 1, 6, 6), 1, "same")
 
 
@@ -221,7 +221,7 @@ def test_an_ending_that_is_reshaped_is_known_for_one_picture_and_for_several(res
     torch.manual_seed(0)
     net, x = Reshaped(reshape), torch.rand(3, 1, 6, 6)
     found = explain(net, x, 1, layer="conv")
-    assert (found.task, found.undone) == ("multilabel", "sigmoid")
+    assert (found.task, found.final_activation) == ("multilabel", "sigmoid")
     torch.testing.assert_close(found.logits, net.conv(x).flatten(1).detach())
     torch.testing.assert_close(found.L_c[:1], explain(net, x[:1], 1, layer="conv").L_c)
 

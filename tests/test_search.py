@@ -299,7 +299,7 @@ def test_tokens_are_read_as_pytorch_grad_cams_readme_reads_them(name, S, layer, 
 def test_what_is_no_grid_is_refused_with_the_nearest_that_are():
     net = ViT()
     net.blocks[0].weights = nn.Identity()
-    with pytest.raises(InputError, match=r"layer head gives \(1, 3\), .* such as norm, blocks, "):
+    with pytest.raises(InputError, match=r"layer head gives \(1, 3\) of .* such as norm, blocks, "):
         explain(net, torch.rand(1, 3, 16, 24), layer="head")
 
 

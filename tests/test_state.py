@@ -18,7 +18,7 @@ from torch import nn
 
 from seenby import InputError, explain
 from seenby.core import state
-from seenby.core.state import eval_mode
+from seenby.core.state import borrowed
 
 
 def attributes_of(net):
@@ -471,12 +471,12 @@ def test_a_call_that_fails_lets_others_go_on():
 
 def test_within_itself_nothing_is_left_to_change():
     net = Trainable()
-    with eval_mode(net), eval_mode(net.norm), eval_mode(net):
+    with borrowed(net), borrowed(net.norm), borrowed(net):
         assert not any(module.training for module in net.modules())
         held = state._in_use[threading.get_ident()]
         assert held == {*net.modules()}
         other = Trainable()
-        with eval_mode(other):
+        with borrowed(other):
             assert state._in_use[threading.get_ident()] == held | {*other.modules()}
         assert state._in_use[threading.get_ident()] == held
         assert not any(weight.requires_grad for weight in net.parameters())

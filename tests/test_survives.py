@@ -134,7 +134,7 @@ def test_very_long_and_very_thin_pictures(tmp_path, network):
     assert all(picture.image for picture in read_pictures([tmp_path], network.preprocessing))
     squeeze = load_network("squeezenet1_0", "none")  # which would enlarge them to cover a square
     found = {picture.name: picture for picture in read_pictures([tmp_path], squeeze.preprocessing)}
-    assert "20000 x 1 is too long and thin; cut it" in found["thin"].note
+    assert "thin is too long and thin, 20000 x 1 pixels; cut it" in found["thin"].note
     assert not found["thin"].image
 
 

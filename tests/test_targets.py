@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import DigitCNN
 from test_tasks import Body, assert_maps, maps_by_hand, network, pictures
+from torch import nn
 
 from seenby import InputError, explain, explain_many
+from seenby.core.targets import embedding_of
 
 
 def test_a_function_of_the_output_is_explained_as_the_class_that_it_picks():
@@ -116,7 +119,7 @@ def test_the_three_most_probable():
         words = "top:6 or more was given; the network has 5 classes: give top:5"
         with pytest.raises(InputError, match=words):
             explain_many(net, x, [too_many], "conv2")
-    with pytest.raises(InputError, match="target top:0 is no class"):
+    with pytest.raises(InputError, match="target 'top:0' was given; the task is classes: give "):
         explain(net, x, "top:0", "conv2")
     for no_list in (3, None, "top:2"):
         with pytest.raises(InputError, match=r"targets .* was given; give a list of targets"):
@@ -225,3 +228,25 @@ def test_a_detectors_boxes_by_a_function(monkeypatch):
     assert found.alpha.any()
 
 
+
+
+def test_a_direction_is_for_a_regression():
+    words = "target 'up:0' was given; the task is classes: give classes by their numbers, or top:3"
+    with pytest.raises(InputError, match=words):
+        explain(DigitCNN(), torch.rand(1, 1, 28, 28), "up:0")
+
+
+def test_an_embedding_leaves_the_picture_as_it_is():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x.mul_(2)).mean((2, 3))
+
+    net, x = InPlace(), torch.rand(1, 1, 8, 8)
+    before = x.clone()
+    found = embedding_of(net, x)
+    assert torch.equal(x, before)
+    assert torch.equal(found, net(x.clone())[0].detach())

@@ -70,7 +70,8 @@ def test_a_sigmoid_over_several_labels_is_undone(ending):
     found, expected = explain(ended, x, 3, "conv2"), explain(plain, x, 3, "conv2")
     assert_maps(found, *maps_by_hand(plain, x, plain.head.weight[3]))
     assert torch.equal(found.L_c, expected.L_c)
-    assert (found.task, found.undone, expected.task) == ("multilabel", "sigmoid", "classes")
+    assert (found.task, expected.task) == ("multilabel", "classes")
+    assert found.final_activation == "sigmoid"
     torch.testing.assert_close(found.probabilities, plain(x).sigmoid())
     assert torch.equal(found.predicted, plain(x) > 0)
     assert not found.may_be_probability.any()
@@ -85,7 +86,7 @@ def test_a_softmax_is_undone(ending):
     x, plain, ended = pictures(), network(), network(ending=ending)
     found = explain(ended, x, 3, "conv2")
     assert_maps(found, *maps_by_hand(plain, x, plain.head.weight[3]))
-    assert (found.task, found.undone) == ("classes", "softmax")
+    assert (found.task, found.final_activation) == ("classes", "softmax")
     torch.testing.assert_close(found.probabilities, plain(x).softmax(1))
 
 
@@ -121,7 +122,7 @@ def test_one_logit_speaks_for_class_1_and_against_class_0(ending):
 ])  # fmt: skip
 def test_a_change_of_shape_is_no_softmax(ending):
     found = explain(network(ending=ending), pictures(), 3, "conv2")
-    assert (found.task, found.undone) == ("classes", "")
+    assert (found.task, found.final_activation) == ("classes", "")
 
 
 def test_one_logit_of_one_picture_in_no_axis_at_all():
@@ -161,7 +162,7 @@ class Dense(Body):
 
 def test_a_softmax_over_the_columns_of_a_picture_is_none_over_classes():
     found = explain(Dense(4, lambda y: y.softmax(-1)).double(), pictures(), 2, "conv2")
-    assert (found.task, found.undone) == ("segmentation", "")
+    assert (found.task, found.final_activation) == ("segmentation", "")
 
 
 def test_the_background_of_a_segmentation_comes_last():
@@ -306,7 +307,7 @@ def test_a_sigmoid_of_one_logit_is_undone_also_where_it_is_picked_out(ending):
     plain.head.bias.data -= plain(x).mean()
     ended.load_state_dict(plain.state_dict())
     found, expected = explain(ended, x), explain(plain, x)
-    assert (found.task, found.undone) == ("binary", "sigmoid")
+    assert (found.task, found.final_activation) == ("binary", "sigmoid")
     for name in ("logits", "probabilities", "predicted", "target", "L_c", "R"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert not expected.predicted[:, 1].all()  # as would be read of probabilities
@@ -315,7 +316,7 @@ def test_a_sigmoid_of_one_logit_is_undone_also_where_it_is_picked_out(ending):
 def test_one_class_of_a_softmax_is_not_undone():
     """Its logit alone does not tell it."""
     found = explain(network(2, ending=lambda y: y.softmax(1)[:, 1]), pictures())
-    assert (found.undone, found.task) == ("", "binary")
+    assert (found.final_activation, found.task) == ("", "binary")
     assert found.may_be_probability.all()
 
 
@@ -327,12 +328,12 @@ def test_an_output_changed_behind_its_softmax_is_taken_as_it_is():
     x = torch.rand(3, 5)
     with torch.no_grad(), ForwardRecorder(x, {}):
         y = x.softmax(1)
-        assert read_ending(y, 3).undone == "softmax"
+        assert read_ending(y, 3).final_activation == "softmax"
         y.mul_(2)
-    assert read_ending(y, 3).undone == ""
+    assert read_ending(y, 3).final_activation == ""
     assert read_ending(y, 3).y is y
     in_place = explain(network(ending=lambda y: y.sigmoid_()), pictures())
-    assert (in_place.undone, in_place.may_be_probability.all().item()) == ("", True)
+    assert (in_place.final_activation, in_place.may_be_probability.all().item()) == ("", True)
 
 
 @pytest.mark.parametrize("C", [1, 4])
@@ -347,12 +348,12 @@ def test_a_segmentation_that_gives_probabilities_is_told(C):
             return F.interpolate(y.sigmoid() if C == 1 else y.softmax(1), x.shape[2:])
 
     found = explain(Enlarged(), torch.randn(2, 3, 16, 16))
-    assert (found.task, found.undone) == ("segmentation", "")
+    assert (found.task, found.final_activation) == ("segmentation", "")
     assert found.may_be_probability.tolist() == [True, True]
 
 
 def test_the_logarithm_of_a_softmax_is_undone():
     net, x = network(), pictures()
     found = explain(network(ending=lambda y: y.softmax(1).log()), x)
-    assert found.undone == "softmax"
+    assert found.final_activation == "softmax"
     torch.testing.assert_close(found.logits, net(x).detach())

@@ -272,7 +272,7 @@ def test_a_lack_of_memory_halves_the_passes(corners):
 
 
 def test_what_is_no_network_is_refused(network, corners):
-    with pytest.raises(InputError, match=r"the network is of the type seenby\.Network; give a "):
+    with pytest.raises(InputError, match=r"the network is no module but seenby\.Network; give a "):
         trust(network, corners)
 
 
@@ -283,7 +283,7 @@ def test_too_few_pictures_or_labels_are_refused(n, labels, corners):
 
 
 def test_a_target_that_is_no_class_of_each_picture_is_refused(corners):
-    with pytest.raises(InputError, match="target cat is no class"):
+    with pytest.raises(InputError, match="target 'cat' was given; the task is classes: give "):
         trust(Upright(), corners[:8], target="cat")
     with pytest.raises(InputError, match=r"targets of shape \(2,\) were given for 8 pictures"):
         trust(Upright(), corners[:8], target=[0, 1])

@@ -10,10 +10,10 @@ from seenby.trials import displaced, draw_sets
 from seenby.verdict import (
     DECIDING,
     FEWEST,
+    as_json,
     decide,
     judge,
     pictures_needed,
-    record,
     sentence_beside,
     sentence_of_others,
     weaker,
@@ -152,8 +152,8 @@ def test_a_judgement():
     assert set(found.default_minus) == {"layer conv1", "pad 0"}
     assert set(found.minus) == {"flat", "another's", "mirrored", "moved", "box", "edges", "redrawn"}
     assert str(found).splitlines() == [*found.sentences]
-    assert record(found)["eps"] == 0.02
-    assert record(found)["verdict"] == "points"
+    assert as_json(found)["eps"] == 0.02
+    assert as_json(found)["verdict"] == "points"
 
 
 def test_thirds_are_told_only_where_they_are_reliable():

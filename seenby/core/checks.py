@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,10 @@ ORIGINAL = "give the module it was made from"
 def require_arguments(net: Any, x: Any) -> None:
     """Raise unless they are a network and pictures, and gradients can be had here."""
     if not isinstance(net, nn.Module):
-        raise InputError(f"the network is {describe(net)}; give a torch.nn.Module")
+        raise InputError(f"the network is no module but {type_of(net)}; give a torch.nn.Module")
     if not isinstance(x, Tensor):
-        raise InputError(f"x is {describe(x)}; give a tensor of pictures (B, C, H, W), prepared as "
-                         "in the network's training")
+        raise InputError(f"x is no tensor but {type_of(x)}; give pictures (B, C, H, W), prepared "
+                         "as in the network's training")
     if torch._C._are_functorch_transforms_active():
         raise InputError("explain was called within torch.func, as by vmap or grad, where it can "
                          "take no gradients; call it outside, with all pictures (B, C, H, W)")
@@ -33,12 +33,24 @@ def require_arguments(net: Any, x: Any) -> None:
         raise InputError(f"x has the shape {tuple(x.shape)}; give pictures (B, C, H, W){one}")
 
 
-def describe(value: Any) -> str:
+def described(value: Any) -> str:
+    """In a few words: (2, 3) of float32, dict of a, b, or its type."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"{kind} of {', '.join(map(str, value))}"
+    if isinstance(value, (tuple, list)):
+        return f"{kind} of {', '.join(map(described, value)) or 'nothing'}"
+    return type_of(value)
+
+
+def type_of(value: Any) -> str:
     """None, or its type with the package that it comes from."""
     kind = type(value)
     package = kind.__module__.partition(".")[0]
-    name = kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
-    return "None" if value is None else f"of the type {name}"
+    is_plain = package in ("builtins", "__main__")
+    return "None" if value is None else kind.__name__ if is_plain else f"{package}.{kind.__name__}"
 
 
 def require_network(modules: Sequence[nn.Module]) -> None:

@@ -32,7 +32,7 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
             return None
         if name in CLAMPS:
             return out._version, note[1], note[2]
-        how = {name: value for name, value in kwargs.items() if value is not given}
+        how = {word: value for word, value in kwargs.items() if value is not given}
         return out._version, note[1], func(note[2], *args[1:], **how)
     if out is given:  # in place
         return None

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from seenby.core import speedups
 from seenby.core.backward import GRAPH_HINT, guided_backprop, head_gradients
-from seenby.core.checks import require_arguments, telling_misfit
+from seenby.core.checks import described, require_arguments, telling_misfit
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
 from seenby.core.methods import METHODS, grad_cam, require_method
 from seenby.core.placement import Pad, Stride, place
-from seenby.core.recorder import ForwardRecorder, MoreInputs, shape_of, start_recording
+from seenby.core.recorder import ForwardRecorder, MoreInputs, start_recording
 from seenby.core.search import FoundLayer, layers_with_grids, look_for_layer
-from seenby.core.state import eval_mode
+from seenby.core.state import borrowed
 from seenby.core.strides import stride_of
 from seenby.core.targets import Score, Target, expand_targets, score_of, stack_scores
 from seenby.core.tasks import Ending, detached, one_by_one, read_ending
@@ -30,7 +30,7 @@ from seenby.errors import InputError, as_input_error
 Layer = str | nn.Module | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """What the network looked at in a batch of B pictures; iterate for one picture at a time."""
 
@@ -39,7 +39,7 @@ class Explanation:
     y_c: Tensor  # (B,) its score, of which the maps are made
     target_name: str  # up or down, like ..., or a function's; of a class nothing
     task: str  # one of TASKS; none where only a function knows what comes out
-    undone: str  # the softmax or sigmoid at the network's end
+    final_activation: str  # the softmax or sigmoid at the network's end
     likeness: Tensor | None  # (B, 1) to what an embedding is compared with
     layer: str
     method: str
@@ -58,18 +58,18 @@ class Explanation:
     layer_note: str = ""  # what must be said of the layer's choice
 
     def __iter__(self) -> Iterator[Explanation]:
-        # At once for the whole batch, which takes a tenth of the time.
-        self.probabilities, self.predicted, self.may_be_probability, self.is_finite  # noqa: B018
+        for name in ("probabilities", "predicted", "may_be_probability", "is_finite"):
+            getattr(self, name)  # at once for the whole batch, which takes a tenth of the time
         endings = repeat(None) if self.ending is None else one_by_one(self.ending)
         parts = one_by_one(self, whole=() if self.task else ("logits",))
         for part, ending in zip(parts, endings, strict=False):
-            vars(part)["ending"] = ending
+            vars(part)["ending"] = ending  # cached, with what was computed of it
             yield part
 
     @cached_property
     def ending(self) -> Ending | None:
         """The logits, understood; None where only a function knows what came out."""
-        return Ending(self.logits, self.task, self.undone) if self.task else None
+        return Ending(self.logits, self.task, self.final_activation) if self.task else None
 
     @property
     def probabilities(self) -> Tensor | None:
@@ -141,7 +141,7 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
     targets, more = expand_targets(targets), MoreInputs(args, kwargs or {})
     if not targets:
         return []
-    with (torch.inference_mode(False), torch.enable_grad(), eval_mode(net),
+    with (torch.inference_mode(False), torch.enable_grad(), borrowed(net),
           telling_misfit(net, x)):
         work = partial(explain_layer, layer, net, x, targets, methods, pad, guided, task, more)
         return speedups.with_fallback(work)
@@ -162,6 +162,36 @@ def explain_layer(layer: Layer, net: nn.Module, x: Tensor, targets: Sequence[Tar
     with torch.autocast(x.device.type, enabled=False) if on else nullcontext():
         return [explanation_of(forward, ending, score, method, pad, gradients, t)
                 for t, score in enumerate(scores) for method in methods]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass that was recorded."""
+
+    recorder: ForwardRecorder
+    layer: FoundLayer
+    x: Tensor  # (B, C, H, W)
+    output: Any  # what the network gave
+    A: Tensor  # what the layer gave, in its own layout
+    grid: Grid  # which makes maps (B, K, u, v) of it
+
+
+def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
+                   more: MoreInputs) -> Forward:
+    """Run the network on a copy of x."""
+    x, x_copy, recorder = start_recording(x)
+    keeping = recorder.keeping(net.get_submodule(layer.name))
+    with torch.set_grad_enabled(guided), keeping, recorder:  # alone, the CAM needs the head's graph
+        output = more.call(net, x_copy)
+    recorder.require_no_written_copy()
+    grid = find_grid(recorder.A, len(x), x.shape[2:], recorder.maps_before)
+    if grid is None:
+        gives = f"gives {described(recorder.A)}, which are no cells of the picture"
+        what = "is not called" if recorder.A is None else gives
+        near = layers_with_grids(net, x[:1], layer.name, more.of_first(len(x)))
+        such = f", such as {', '.join(near)}" if near else ""
+        raise InputError(f"layer {layer.name} {what}; name one that gives maps or tokens{such}")
+    return Forward(recorder, layer, x, output, recorder.A, grid)
 
 
 @dataclass(frozen=True)
@@ -188,36 +218,6 @@ def gradients_of(forward: Forward, y_c: Tensor, guided: bool) -> Gradients:
     return Gradients(y_c.detach(), dyc_dA, R, len(relu_nodes), others)
 
 
-@dataclass(frozen=True)
-class Forward:
-    """A forward pass that was recorded."""
-
-    recorder: ForwardRecorder
-    layer: FoundLayer
-    x: Tensor  # (B, C, H, W)
-    output: Any  # what the network gave
-    A: Tensor  # what the layer gave, in its own layout
-    grid: Grid  # which makes maps (B, K, u, v) of it
-
-
-def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
-                   more: MoreInputs) -> Forward:
-    """Run the network on a copy of x."""
-    x, x_copy, recorder = start_recording(x)
-    keeping = recorder.keeping(net.get_submodule(layer.name))
-    with torch.set_grad_enabled(guided), keeping, recorder:  # alone, the CAM needs the head's graph
-        output = more.call(net, x_copy)
-    recorder.require_no_written_copy()
-    grid = find_grid(recorder.A, len(x), x.shape[2:], recorder.maps_before)
-    if grid is None:
-        gives = f"gives {shape_of(recorder.A)}, which are no cells of the picture"
-        what = "is not called" if recorder.A is None else gives
-        near = layers_with_grids(net, x[:1], layer.name, more.of_first(len(x)))
-        such = f", such as {', '.join(near)}" if near else ""
-        raise InputError(f"layer {layer.name} {what}; name one that gives maps or tokens{such}")
-    return Forward(recorder, layer, x, output, recorder.A, grid)
-
-
 def explanation_of(forward: Forward, ending: Ending | None, score: Score, method: str, pad: Pad,
                    gradients: Gradients, t: int) -> Explanation:
     """By a method, of target number t."""
@@ -231,19 +231,14 @@ def explanation_of(forward: Forward, ending: Ending | None, score: Score, method
     if inferred:  # such cells cover the picture
         stride, pads = (size[0] / grid.u, size[1] / grid.v), pads or (0, 0)
     return Explanation(
-        **answer(forward.output, ending, score), y_c=gradients.y_c[:, t],
-        layer=forward.layer.name, method=method,
+        logits=detached(forward.output) if ending is None else ending.y.detach(),
+        target=score.target, y_c=gradients.y_c[:, t], target_name=score.name,
+        task="" if ending is None else ending.task,
+        final_activation="" if ending is None else ending.final_activation,
+        likeness=score.likeness, layer=forward.layer.name, method=method,
         grid=grid, stride=stride, stride_inferred=inferred, pad=pads, alpha=alpha, L_c=L_c,
         heatmap=heatmap, R=R, guided_cam=None if R is None else R * heatmap[:, None],
         negative_activations=A.amin((1, 2, 3)) < 0 if METHODS[method].assumes_relu else None,
         relu_calls=gradients.relu_calls, other_activations=gradients.other_activations,
         layer_note=forward.layer.note,
     )  # fmt: skip
-
-
-def answer(output: Any, ending: Ending | None, score: Score) -> dict[str, Any]:
-    """What an Explanation says of the network's answer."""
-    logits = detached(output) if ending is None else ending.y.detach()
-    task, undone = ("", "") if ending is None else (ending.task, ending.undone)
-    return {"logits": logits, "task": task, "undone": undone, "target": score.target,
-            "target_name": score.name, "likeness": score.likeness}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seenby.core.placement import Stride
 from seenby.core.recorder import NO_MORE, MoreInputs, start_recording
-from seenby.core.state import eval_mode
+from seenby.core.state import borrowed
 from seenby.core.strides import stride_of
 from seenby.errors import InputError, closest_names
 
@@ -84,7 +84,7 @@ def forward_with_hooks(net: nn.Module, x: Tensor,
 
     x, x_copy, recorder = start_recording(x)
     # With a graph also where none is needed, as a network may hook its own maps.
-    with ExitStack() as hooks, eval_mode(net), torch.enable_grad(), recorder:
+    with ExitStack() as hooks, borrowed(net), torch.enable_grad(), recorder:
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(hook, name)))
         return more.call(net, x_copy), x

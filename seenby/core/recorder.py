@@ -161,8 +161,3 @@ def ordinary(value: Any) -> Any:
 def first_tensor(output: Any) -> Any:
     """What a layer gives, or the first of several things, as attention gives its weights, too."""
     return output[0] if isinstance(output, (tuple, list)) and output else output
-
-
-def shape_of(value: Any) -> Any:
-    """For a message: a tensor's shape, or else the type."""
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -84,8 +84,9 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
             notes = (layer.note, early_note(outputs, layer.name), note)
             return replace(layer, note="; ".join(filter(None, notes)))
     # Of one cell, which shows no place; or one that no gradient reaches, as is told later.
-    if last := first(outputs, lambda o: o.is_leaf and o.is_learned and o.grid.layout == "NCHW"):
-        return FoundLayer(last.name)
+    for o in outputs:
+        if o.is_leaf and o.is_learned and o.grid.layout == "NCHW":
+            return FoundLayer(o.name)
     raise InputError(NO_GRID)
 
 
@@ -163,12 +164,7 @@ def live_shares(outputs: Sequence[LayerOutput], y_c: Tensor) -> Iterator[tuple[L
     gradients = edges and torch.autograd.grad(y_c, edges, retain_graph=True, allow_unused=True)
     for output, gradient in zip(outputs, gradients, strict=True):
         if gradient is not None:
-            yield output, float((output.grid.maps(gradient) != 0).any(1).double().mean())
-
-
-def first(outputs: Iterable[LayerOutput],
-          condition: Callable[[LayerOutput], bool]) -> LayerOutput | None:
-    return next(filter(condition, outputs), None)
+            yield output, float((output.grid.maps(gradient) != 0).any(1).float().mean())
 
 
 def same_cells(a: LayerOutput, b: LayerOutput) -> bool:

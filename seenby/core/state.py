@@ -23,7 +23,7 @@ _uncompiled = ExitStack()  # open while anything is explained
 
 
 @contextmanager
-def eval_mode(net: nn.Module) -> Iterator[None]:
+def borrowed(net: nn.Module) -> Iterator[None]:
     """Dropout and batch-norm as in use, and no graph for the weights; restored at the end.
 
     A thread has the network to itself: others that explain it, or a part of it, wait. Entered once
@@ -120,7 +120,7 @@ def is_pytorchs(module: nn.Module) -> bool:
 def restore(before: Iterable[tuple[Any, Any]]) -> None:
     """Undo what changed since the snapshot, in place; what did not change is not touched."""
     for container, content in before:
-        if not (container or content) or is_same(container, content):
+        if is_same(container, content):
             continue
         container.clear()  # a Counter would add to what it has
         if isinstance(container, (dict, set)):

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seenby.core.checks import described
 from seenby.core.recorder import start_recording
-from seenby.core.state import eval_mode
-from seenby.core.tasks import Ending, described, no_ending, read_ending
+from seenby.core.state import borrowed
+from seenby.core.tasks import Ending, no_ending, read_ending
 from seenby.errors import InputError, as_input_error
 
 
@@ -24,7 +25,7 @@ class Ranked:
     rank: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Like:
     """The likeness to another picture, given by its embedding (D,)."""
 
@@ -35,7 +36,7 @@ class Like:
 Target = int | Sequence[int] | Tensor | str | Ranked | Like | Callable[[Any], Tensor] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
     """A target as it was understood."""
 
@@ -116,7 +117,7 @@ def likeness(target: Target, y: Tensor) -> Score:
 def embedding_of(net: nn.Module, x: Tensor) -> Tensor:
     """What a network gives for one picture x (1, C, H, W), as a vector (D,)."""
     _, x_copy, recorder = start_recording(x)
-    with eval_mode(net), torch.no_grad(), recorder:
+    with borrowed(net), torch.no_grad(), recorder:
         ending = read_ending(output := net(x_copy), 1, "embedding")
     if ending is None:
         raise no_ending(output)
@@ -147,6 +148,9 @@ def target_classes(target: Target, ending: Ending) -> Tensor:
         target = Ranked(0)
     if isinstance(target, Ranked):
         return ranked_classes(target.rank, ending)
+    if isinstance(target, str):
+        raise InputError(f"target {target!r} was given; the task is {ending.task}: give classes by "
+                         "their numbers, or top:3")
     classes = [target] * B if isinstance(target, int) else one_each(target, B)
     wrong = [c for c in classes if isinstance(c, bool) or c not in range(C)]
     if wrong:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seenby.core.checks import described
 from seenby.core.endings import before_ending
 from seenby.errors import InputError
 
@@ -107,7 +108,7 @@ class Ending:
 
     y: Tensor  # before any final softmax or sigmoid
     task: str
-    undone: str  # softmax or sigmoid, where there was one
+    final_activation: str  # softmax or sigmoid, where there was one
 
     @cached_property
     def scores(self) -> Tensor:
@@ -144,7 +145,7 @@ class Ending:
         Two logits may do so by chance: they must sum to 1; and all are 0 for want of weights.
         """
         y = self.y.detach()
-        if self.undone or TASKS[self.task].order is None:
+        if self.final_activation or TASKS[self.task].order is None:
             return torch.zeros(len(y), dtype=torch.bool, device=y.device)
         rows = y.flatten(1)
         within = (rows.amin(1) >= 0) & (rows.amax(1) <= 1) & rows.any(1)
@@ -170,17 +171,17 @@ def read_ending(output: Any, B: int, task: str | None = None) -> Ending | None:
     tensor = tensor_in(output, B)
     if tensor is None:
         return None
-    y, undone = before_ending(tensor)
+    y, final_activation = before_ending(tensor)
     if y.numel() == B:  # one number a picture, in whatever shape
         y = y.reshape(B, 1)
     elif y.shape[2:].numel() == 1:  # (B, C, 1, 1)
         y = y.flatten(1)
-    task = task or found_task(y, undone)
+    task = task or found_task(y, final_activation)
     require_task(task)
     if not TASKS[task].accepts(y):
         raise InputError(f"task {task} was given, which takes {TASKS[task].shape}; the network "
                          f"gives {tuple(y.shape)}: leave the task away, or give the right one")
-    return Ending(y, task, undone)
+    return Ending(y, task, final_activation)
 
 
 def require_task(name: str) -> None:
@@ -188,12 +189,12 @@ def require_task(name: str) -> None:
         raise InputError(f"task {name!r} was given; give one of {', '.join(TASKS)}")
 
 
-def found_task(y: Tensor, undone: str) -> str:
+def found_task(y: Tensor, final_activation: str) -> str:
     if y.ndim == 4:
         return "segmentation"
     if y.shape[1] == 1:
         return "binary"
-    return "multilabel" if undone == "sigmoid" else "classes"
+    return "multilabel" if final_activation == "sigmoid" else "classes"
 
 
 def tensor_in(output: Any, B: int) -> Tensor | None:
@@ -236,14 +237,3 @@ def no_ending(output: Any) -> InputError:
         f"the network gives {described(output)}, of which it is not plain what to explain; wrap it "
         "in FILE.py in a module whose forward returns (B, classes), such as `return "
         "self.net(x)[0]`, or in Python give target a function of this output that returns (B,)")
-
-
-def described(output: Any) -> str:
-    """Of a network's output, in a few words."""
-    if isinstance(output, Tensor):
-        return f"{tuple(output.shape)} of {str(output.dtype).removeprefix('torch.')}"
-    if isinstance(output, Mapping):
-        return f"{type(output).__name__} of {', '.join(map(str, output))}"
-    if isinstance(output, (tuple, list)):
-        return f"{type(output).__name__} of {', '.join(map(described, output)) or 'nothing'}"
-    return type(output).__name__

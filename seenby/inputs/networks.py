@@ -42,7 +42,7 @@ class Network:
     classes: tuple[str, ...] = ()
     layer: str = ""  # whose maps are explained
     task: str | None = None  # what its output means, one of TASKS
-    undone: str = ""  # the softmax or sigmoid at its end, before which it is explained
+    final_activation: str = ""  # the softmax or sigmoid at its end, before which it is explained
     prepared_by: str = ""  # where the preprocessing's numbers are from
     notes: tuple[str, ...] = ()  # what must be said of the choices that were made
 
@@ -71,7 +71,7 @@ def load_network(model: str, weights: str | None = None, layer: str | None = Non
     if not isinstance(model, str):
         raise InputError(f"a {type(model).__name__} was given; give a name, or FILE.py:NAME: a "
                          "module that is there needs no load_network")
-    torch.manual_seed(0)  # where weights are random, they are the same in every process
+    torch.default_generator.manual_seed(0)  # random weights are the same in every process
     if model.startswith("timm:"):
         network = timm_network(model.removeprefix("timm:"), weights or "pretrained")
     elif ".py:" in model:
@@ -132,7 +132,8 @@ def with_layer_and_classes(network: Network, layer: str | None, class_names: Seq
     of_classes = explanation.logits if task == "regression" else explanation.probabilities
     C = 0 if task == "embedding" or of_classes is None else of_classes.shape[1]
     return replace(
-        network, layer=explanation.layer, task=explanation.task, undone=explanation.undone,
+        network, layer=explanation.layer, task=explanation.task,
+        final_activation=explanation.final_activation,
         notes=tuple(filter(None, [*network.notes, explanation.layer_note])),
         classes=names_for(C, class_names, network.classes),
     )  # fmt: skip
@@ -177,6 +178,8 @@ def timm_network(name: str, weights: str) -> Network:
     build = partial(timm.create_model, name)
     if weights == "pretrained":
         source = timm.get_pretrained_cfg(name)
+        if not (source.url or source.hf_hub_id):
+            raise InputError(f"timm has no weights for {name}; give --weights FILE, or none")
         hub = f"https://huggingface.co/{source.hf_hub_id}/resolve/main/pytorch_model.bin"
         fix = f"fetch {source.url or hub} and name a file with --weights"
         with as_input_error(NO_DOWNLOAD, fix):
@@ -207,8 +210,9 @@ def file_network(model: str, weights: str | None) -> Network:
     with as_input_error(describe, fix):
         content = runpy.run_path(str(path))
         if name not in content:
-            defined = (word for word, value in content.items() if callable(value))
-            raise InputError(f"{path} has no {name}; give {closest_names(name, defined)}")
+            defined = [word for word, value in content.items() if callable(value)]
+            give = closest_names(name, defined) if defined else "a file that defines one"
+            raise InputError(f"{path} has no {name}; give {give}")
         found = content[name]
         build = (lambda: found) if isinstance(found, nn.Module) else found
         net = build() if weights is None else build_with_checkpoint(build, weights)

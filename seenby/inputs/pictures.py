@@ -23,6 +23,7 @@ from seenby.inputs.classes import class_index, label_of, read_labels
 from seenby.machine import import_torchvision
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+NO_PICTURES = "no pictures were given; give files or folders with " + " ".join(SUFFIXES)
 # Pillow can do more than these, but not safely: it starts Ghostscript for an EPS. What it opens as
 # JPEG may be a phone's MPO, of several frames; as a name for its open, MPO is unknown.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
@@ -152,7 +153,7 @@ def load_picture(item: Item, preprocessing: Preprocessing, classes: tuple[str, .
                              "folder that is named after its class")
         image = to_mode(original, preprocessing.mode)
         image = ImageOps.invert(image) if invert else image
-        image, box = resize_and_crop(image, preprocessing)
+        image, box = resize_and_crop(image, preprocessing, name)
     except InputError as error:
         return Picture(name, None, label, one_line(error))
     except MemoryError:
@@ -224,7 +225,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def resize_and_crop(image: Image.Image, to: Preprocessing) -> tuple[Image.Image, Box]:
+def resize_and_crop(image: Image.Image, to: Preprocessing,
+                    name: str = "a picture") -> tuple[Image.Image, Box]:
     """As torchvision does it; and the part of the picture that is left, in its own pixels."""
     (w, h), (H, W), (high, wide) = image.size, to.crop_size, to.resize_size
     if w * high > h * wide:  # flatter than what it is to cover
@@ -232,7 +234,7 @@ def resize_and_crop(image: Image.Image, to: Preprocessing) -> tuple[Image.Image,
     else:
         w2, h2 = wide, max(1, int(wide * h / w))
     if w2 * h2 > MAX_PIXELS:
-        raise InputError(f"a picture of {w} x {h} is too long and thin; cut it")
+        raise InputError(f"{name} is too long and thin, {w} x {h} pixels; cut it")
     left, top = round((w2 - W) / 2), round((h2 - H) / 2)
     resized = image.resize((w2, h2), to.interpolation)
     crop = resized.crop((left, top, left + W, top + H))

@@ -29,17 +29,22 @@ PANELS = {  # title and meaning, with the words of panel_words
     "overlay": ("Overlay", "the evidence on\nthe picture"),
 }
 SIGNED = ("guided", "guided-cam")
+WIDEST, SMALLEST = 57, 6  # points: a line over a column, and its letters
+HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
+            "label": "label", "target": "maps for", "target_probability": "its probability",
+            "cosine": "its cosine", "method": "method"}
 
 
 def panel_words(explanations: Sequence[Explanation]) -> dict[str, str]:
     """What the panels are called: after the method, and never guided where nothing guides."""
     methods = {METHODS[explanation.method].title for explanation in explanations}
     against = {METHODS[explanation.method].against for explanation in explanations}
-    lies = "lies" if True not in against else "lies, or\nagainst it"
-    lies = lies if False in against else "against it lies"
-    first = explanations[0]
-    guided = "Guided" if not first.other_activations else "Partly guided"
-    guided = guided if first.relu_calls else "Plain"
+    lies = "lies"
+    if True in against:
+        lies = "lies, or\nagainst it" if False in against else "against it lies"
+    guided = "Plain"
+    if explanations[0].relu_calls:
+        guided = "Partly guided" if explanations[0].other_activations else "Guided"
     return {
         "cam": methods.pop() if len(methods) == 1 else "CAM",
         "lies": lies,
@@ -118,14 +123,10 @@ def cells_note(explanations: Sequence[Explanation]) -> str:
     return "; ".join(f"{layer}: {grid}" for layer, grid in sorted(grids))
 
 
-WIDEST, SMALLEST = 57, 6  # points: a line over a column, and its letters
-HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
-            "label": "label", "target": "maps for", "target_probability": "its probability",
-            "cosine": "its cosine", "method": "method"}
-
-
 def column_headings(rows: Sequence[Row]) -> list[str]:
     """The columns of the table that stand over each picture: those that tell something."""
+    if not rows:
+        raise InputError("no pictures were given; give one at least, and an explanation of each")
     headings = ["image"]
     if any(row["predicted"] for row in rows):
         headings += ["predicted", "predicted_probability"]

@@ -27,7 +27,7 @@ def run_record(settings: dict[str, Any], network: Network, explanation: Explanat
         "network": network.title,
         "layer": explanation.layer,
         "task": network.task,
-        "undone": network.undone,
+        "final_activation": network.final_activation,
         "prepared": preparation_sentence(network),
         "grid": str(explanation.grid),
         "maps": list(explanation.alpha.shape[1:] + explanation.L_c.shape[1:]),

@@ -32,7 +32,14 @@ from seenby.inputs.pictures import Picture
 from seenby.outputs.colors import Style, enlarged, overlay
 from seenby.outputs.figure import panel_image
 from seenby.outputs.summary import Tally, nothing_explained
-from seenby.outputs.table import COLUMNS, Row, cells_of_any_length, escape_formulas, target_index
+from seenby.outputs.table import (
+    COLUMNS,
+    Row,
+    cells_of_any_length,
+    escape_formulas,
+    map_name,
+    target_index,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,9 +205,8 @@ def remove_page(folder: Path, is_wanted: bool) -> None:
 
 
 def file_name(name: str, explanation: Explanation, with_target: bool, with_method: bool) -> str:
-    """Of a picture's map: NAME, or of several classes or methods NAME@CLASS@METHOD."""
-    name += f"@{target_index(explanation)}" if with_target else ""
-    return name + (f"@{explanation.method}" if with_method else "")
+    return map_name(name, target_index(explanation) if with_target else "",
+                    explanation.method if with_method else "")
 
 
 def to_float16_if_safe(values: np.ndarray, dtype: str) -> np.ndarray:

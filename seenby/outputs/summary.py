@@ -17,11 +17,8 @@ from seenby.core.tasks import TASKS
 from seenby.errors import InputError
 from seenby.inputs.classes import BETWEEN, NO_LABEL
 from seenby.inputs.networks import Network
-from seenby.inputs.pictures import SUFFIXES
+from seenby.inputs.pictures import NO_PICTURES
 from seenby.outputs.table import EXPLAINED, NOT_PICKED, SKIPPED, Row, is_correct, notes_in
-
-NO_PICTURES = "no pictures were given; give files or folders with " + " ".join(SUFFIXES)
-
 
 CHANCE = ("no more are right than by guessing: --size, --mean, --std, the order of --class-names "
           "or the weights may be other than in training")
@@ -131,8 +128,9 @@ def entry(name: str, words: str) -> list[str]:
 
 def task_sentence(network: Network) -> str:
     assert network.task is not None
-    undone = f"; explained before its {network.undone}" if network.undone else ""
-    return f"{network.task}: {TASKS[network.task].meaning}{undone}"
+    ends = network.final_activation
+    before = f"; explained before its {ends}" if ends else ""
+    return f"{network.task}: {TASKS[network.task].meaning}{before}"
 
 
 def preparation_sentence(network: Network) -> str:

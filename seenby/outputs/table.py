@@ -65,6 +65,11 @@ def target_index(explanation: Explanation) -> str:
     return f"{explanation.target_name}{int(explanation.target)}"
 
 
+def map_name(picture: str, index: str, method: str) -> str:
+    """Of the files of a picture's map: NAME, or of several classes or methods NAME@CLASS@METHOD."""
+    return "@".join(filter(None, [picture, index, method]))
+
+
 def target_probability(explanation: Explanation) -> str:
     if explanation.probabilities is None:
         return ""

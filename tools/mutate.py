@@ -423,7 +423,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         RECORDER, "for given in tensors_in((*args, *kwargs.values()))", "for given in tensors_in(args)",
     ),
     "a stride that is kept by chance": (
-        STRIDES, "tensor.stride()[-2:] != out.stride()[-2:]", "False",
+        STRIDES, "next(tensors).stride()[-2:] != out.stride()[-2:]", "False",
     ),
     "of equal axes the channels come first": (
         GRIDS, '(Grid(a, b, "NHWC"), Grid(b, c, "NCHW"))', '(Grid(b, c, "NCHW"), Grid(a, b, "NHWC"))',

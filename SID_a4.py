@@ -2,7 +2,8 @@
 """What did the network look at? Grad-CAM, Guided Backprop and Guided Grad-CAM in one file.
 
 R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-Localization", arXiv 1610.02391. Names in this file (A, alpha, y_c, L_c, R) are the paper's.
+Localization", arXiv 1610.02391 (A, alpha, y_c, L_c). J. T. Springenberg et al., "Striving for
+Simplicity: The All Convolutional Net", arXiv 1412.6806 (guided backpropagation, R).
 
     python SID_a4.py                             the digits in data/  ->  outputs/SID_a4.png
     python SID_a4.py my_digits.json photo.jpg    your own digits, photographed ones too
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import json
 import logging
 import re
@@ -42,7 +42,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image, ImageChops, ImageFilter, ImageOps, _imaging
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
@@ -73,7 +73,7 @@ class CourseCNN(nn.Module):
         x = self.relu1(F.max_pool2d(self.conv1(x), 2))  # (B, 1, 28, 28) -> (B, 10, 12, 12)
         x = self.relu2(F.max_pool2d(self.conv2(x), 2))  # (B, 10, 8, 8) maps -> (B, 10, 4, 4)
         x = self.relu3(self.fc1(x.flatten(1)))  # (B, 160) -> (B, 50)
-        y: Tensor = self.fc2(x)  # (B, 10) logits: y_c is taken before any softmax
+        y: Tensor = self.fc2(x)  # (B, 10) logits: a softmax's gradient dies as p_c nears 1
         return y
 
 
@@ -85,9 +85,9 @@ def normalised(images: Sequence[Image.Image]) -> Tensor:
 
 # --------------------------------------------------------------------------------- Explanation
 
-# Without padding the border is lost: of 14 cells, 2 pixels apart, conv2 has 8. Its cell i sees the
-# pixels 2i to 2i + 13, centred at 2i + 7. Of all 14, cell j is centred at 2j + 1, so j = i + 3.
-PAD = 3  # (14 - 8) / 2 zeros on each side: each cell lies where it looked
+# Cell i of conv2 sees pixels 2i to 2i + 13, whose middle is 2i + 6.5. Of 14 cells, 2 pixels wide,
+# which would cover all 28, number j has its middle at 2j + 0.5, so j = i + 3: PAD is (14 - 8) / 2.
+PAD = 3  # cells of zeros on each side: no cell looked there, which is drawn like no evidence
 
 
 class Explanation(NamedTuple):
@@ -98,36 +98,38 @@ class Explanation(NamedTuple):
     alpha: Tensor  # (B, K) how much each map speaks for the class, eq. 1
     L_c: Tensor  # (B, u, v) Grad-CAM, eq. 2, a number for each cell of the maps
     heatmap: Tensor  # (B, H, W) L_c where it lies in the picture
-    R: Tensor  # (B, 1, H, W) guided backpropagation, signed
+    R: Tensor  # (B, 1, H, W) guided backpropagation; signed, as no ReLU lies before conv1
     guided_cam: Tensor  # (B, 1, H, W) Guided Grad-CAM: R * heatmap
 
 
 def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
             layer: nn.Module | None = None) -> Explanation:
-    """Explains the target, or the predicted classes, for x (B, 1, H, W) by layer, or net.conv2.
+    """Explains one class for all pictures x (B, 1, H, W), one for each, or the predicted ones.
 
-    The target is one class for all pictures or one for each. The network stays exactly as it was.
+    PAD is conv2's: another layer needs its own. The network stays exactly as it was.
     """
     seen: dict[str, Tensor] = {}
 
     def keep_A(_layer: nn.Module, _args: Any, output: Tensor) -> None:
-        seen["A"] = output.detach()
+        seen["A"] = output.detach()  # its numbers, without the graph that made them
 
     def keep_dyc_dA(_layer: nn.Module, _grad_input: Any, grad_output: Any) -> None:
-        seen["dyc_dA"] = grad_output[0]
+        seen["dyc_dA"] = grad_output[0]  # by the layer's output; grad_input is by its input
 
     layer = layer or net.get_submodule("conv2")
-    # A hook must be there before the forward pass, so the guides get a pass of their own below.
-    # Here they would clip dy_c/dA at 0: no alpha would be negative, no map against the class.
+    # A hook must be there before the forward pass. The guides get a second pass, below: in this one
+    # they would make dy_c/dA >= 0 everywhere, so that no map could count against the class.
     with layer.register_forward_hook(keep_A), layer.register_full_backward_hook(keep_dyc_dA):
         logits, c, _ = forth_and_back(net, x, target)
     A, dyc_dA = seen["A"], seen["dyc_dA"]  # (B, K, u, v)
-    alpha = dyc_dA.mean((2, 3))  # eq. 1: alpha_k = mean over the cells of dy_c/dA_k, (B, K)
+    alpha = dyc_dA.mean((2, 3))  # eq. 1: mean over 64 cells of dy_c/dA_k; pooling leaves 16 not 0
     # Eq. 2: L_c = ReLU(sum over k of alpha_k A_k). For and against are summed first, cell by cell;
-    # then the ReLU drops the cells where against wins. (A has both signs: its ReLU comes later.)
+    # then the ReLU drops the cells where against wins. A is taken before its own ReLU: where A_k
+    # and alpha_k are both negative, the lack of a pattern that speaks against c counts for c.
     L_c = F.relu((alpha[:, :, None, None] * A).sum(1))  # (B, u, v)
     with guided(net):
         _, _, R = forth_and_back(net, x, c)  # (B, 1, H, W)
+    # Padded first, so that it fades into the zeros; 14 cells on 28 pixels: each covers 2 exactly.
     padded = F.pad(L_c, (pad, pad, pad, pad))[:, None]  # (B, 1, u + 2 pad, v + 2 pad)
     heatmap = F.interpolate(padded, tuple(x.shape[2:]), mode="bilinear")[:, 0]  # (B, H, W)
     return Explanation(logits, c, A, alpha, L_c, heatmap, R, R * heatmap[:, None])
@@ -135,7 +137,7 @@ def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
 
 def forth_and_back(net: nn.Module, x: Tensor, target: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Forward to the logits y (B, 10), then backward from y_c: y, c (B,) and dy_c/dx like x."""
-    with torch.inference_mode(False), torch.enable_grad():  # the caller may have switched it off
+    with torch.inference_mode(False), torch.enable_grad():  # gradients may be switched off
         x = x.detach().clone().requires_grad_()  # there is a way back, even if weights are frozen
         y = net(x)
         c = y.argmax(1) if target is None else torch.as_tensor(target).long().expand(len(x))
@@ -150,7 +152,7 @@ def guided(net: nn.Module) -> Iterator[None]:
     """Each ReLU hands back only what speaks for the class: the positive part of its gradient."""
 
     def keep_positive(_relu: nn.Module, grad_input: Any, _grad_output: Any) -> tuple[Tensor]:
-        return (F.relu(grad_input[0]),)  # already zero where the ReLU's own input was negative
+        return (F.relu(grad_input[0]),)  # already zero where the ReLU's own input was not above 0
 
     with ExitStack() as hooks:
         for module in net.modules():
@@ -170,7 +172,7 @@ Image.MAX_IMAGE_PIXELS = 40_000_000  # Pillow refuses a picture of more than twi
 
 
 def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
-    """The network in eval mode, as large as its checkpoint: 10 and 10 maps, or 10 and 20."""
+    """The network, as wide as its checkpoint says; up to 999, as a broken one may say anything."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # no code in it is ever run
         for wrapper in ("state_dict", "model_state_dict", "model"):
@@ -181,7 +183,7 @@ def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
         why = "no state dict, or not whole" if Path(path).is_file() else "no such file"
         raise InputError(f"weights {path}: {why}; give a file written by "
                          "torch.save(net.state_dict(), FILE) with --weights") from error
-    layers = [name for name in ("conv1", "conv2", "fc1", "fc2") if has.get(f"{name}.weight")]
+    layers = [name for name in ("conv1", "conv2", "fc1") if has.get(f"{name}.weight")]
     net = CourseCNN(**{name: min(999, len(state[f"{name}.weight"])) or 1 for name in layers})
     needs = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     for key in [*needs, *has]:  # the first misfit is named
@@ -192,7 +194,7 @@ def load_network(path: str | Path = HERE / "mnist_model.pth") -> CourseCNN:
         if state[key].is_sparse or state[key].is_complex() or not state[key].isfinite().all():
             raise InputError(f"weights {path}: {key} holds no plain, finite numbers; train again")
     net.load_state_dict(state)
-    return net.eval()
+    return net.eval()  # changes nothing here; with dropout or batch norm pictures would interfere
 
 
 class Picture(NamedTuple):
@@ -215,7 +217,7 @@ def read_pictures(sources: Iterable[str | Path], invert: bool = False) -> list[P
             if image and invert and note != FRAMED:
                 image = ImageOps.invert(image)
             elif image and not note and np.median(np.asarray(image)[[0, -1]]) > 127:
-                note = "bright border: if this is dark ink on white paper, add --invert"
+                note = "bright border: of dark ink on white add --invert, else save it on black"
             name = re.sub(r"[^\w.-]+", "_", name)[:50].strip("._-") or "picture"  # safe as a file's
             while name.casefold() in pictures:
                 name += f"-{len(pictures)}"
@@ -253,7 +255,7 @@ def read_json(path: Path) -> list[Picture]:
         values, image = arrays.get(name, np.array(np.nan)), None  # NaN is in no range
         label = "" if item.get("label") is None else str(item["label"]).removesuffix(".0")
         note = "" if label in ("", *"0123456789") else f"label {label:.20} is no digit"
-        between = 1.000001 < values.max() < 2 and (values % 1).any()  # fractions fit neither range
+        between = white == 255 and values.max() < 2 and (values % 1).any()  # it fits neither range
         if 0 <= values.min() <= values.max() <= white * 1.000001 and not between:
             image = Image.fromarray((values * 255 / white).round().clip(0, 255).astype(np.uint8))
         else:
@@ -293,7 +295,7 @@ def framed(photo: Image.Image, invert: bool) -> Image.Image:
     if contrast.max() < 20:
         raise InputError("no ink in it")
     ink = Image.fromarray((contrast > contrast.max() / 2).astype(np.uint8) * 255)
-    ink = ImageOps.expand(ink.crop(ink.getbbox()), 10)
+    ink = ImageOps.expand(ink.crop(ink.getbbox()), 10)  # a border of 10 on each side
     # Thin strokes fade: make them a tenth of the digit. A stroke's width is 2 * area / outline.
     outline = ImageChops.subtract(ink, ink.filter(ImageFilter.MinFilter(3)))
     lack = (max(ink.size) - 20) / 10 - 2 * np.asarray(ink).mean() / np.asarray(outline).mean()
@@ -314,18 +316,15 @@ NO_EVIDENCE = "no positive evidence"  # the weighted sum is nowhere above zero: 
 BAND, BANDS = 8, 2  # columns side by side, and how many bands of them the figure has at most
 LEFT, CELL, SIDE, RIGHT, LINE = 1.22, 0.86, 0.8, 0.62, 0.19  # inches; to be pasted at 16 cm
 PANELS = (("", "Raw", "what the\nnetwork sees"), ("jet", "Grad-CAM", "where the\nevidence lies"),
-          ("RdBu_r", "Guided\nBackprop", "pixels for it\nand against"),
+          ("RdBu_r", "Guided\nBackprop", "what brighter\npixels would do"),
           ("RdBu_r", "Guided\nGrad-CAM", "pixels within\nthe evidence"))  # colours, title, meaning
 
 
 def coloured(values: np.ndarray, colours: str = "jet") -> np.ndarray:
     """(H, W) -> (H, W, 3) bytes: a heat map from 0 to its maximum, a signed map around 0."""
-    size, signed = np.abs(values), colours == "RdBu_r"
-    # A few pixels of a gradient are far larger than the rest: two in a thousand may saturate.
-    top = np.quantile(size, 0.998, method="higher") if signed else size.max()
-    values = values / (top or size.max() or 1)  # an empty map stays zero
-    shown: np.ndarray = colormaps[colours]((values + 1) / 2 if signed else values, bytes=True)
-    return shown[..., :3]
+    values = values / (np.abs(values).max() or 1)  # an empty map stays zero
+    values = (values + 1) / 2 if colours == "RdBu_r" else values
+    return np.asarray(colormaps[colours](values, bytes=True))[..., :3]
 
 
 def overlay(image: Image.Image, heatmap: Tensor) -> Image.Image:
@@ -348,10 +347,10 @@ def draw_grid(pictures: Sequence[Picture], explanation: Explanation) -> Figure:
     heads = ["image", "predicted", "probability"]
     heads += ["label"] if any(row["label"] for row in rows) else []
     heads += ["target"] if any(row["target"] != row["predicted"] for row in rows) else []
-    top, wide = 0.06 + LINE * len(heads), CELL * min(BAND, len(rows))
+    top, wide, bands = 0.06 + LINE * len(heads), CELL * min(BAND, len(rows)), -(-len(rows) // BAND)
     band = top + CELL * len(PANELS)
-    spare = max(0, 1.4 * band - LEFT - wide - RIGHT) / 2  # of few pictures too it is landscape
-    width, height = LEFT + wide + RIGHT + 2 * spare, band * (1 + (len(rows) - 1) // BAND)
+    spare = max(0, max(1.4, 1.05 * bands) * band - LEFT - wide - RIGHT) / 2  # always landscape
+    width, height = LEFT + wide + RIGHT + 2 * spare, band * bands
     figure = Figure((width, height), dpi=300)
     axes = figure.add_axes((0, 0, 1, 1))  # one for all images: 32 would take four times as long
     for i, row in enumerate(rows):
@@ -359,7 +358,7 @@ def draw_grid(pictures: Sequence[Picture], explanation: Explanation) -> Figure:
         if i % BAND == 0:
             draw_margins(axes, x - 0.1, x + wide + 0.02, y, heads)
         for k, head in enumerate(heads):
-            words, style = row[head][:12], dict[str, Any](size=9, color="0.25")
+            words, style = row[head][-11:], dict[str, Any](size=9, color="0.25")  # a name's end
             if head == "probability":
                 words = f"{float(words):.1%}" if float(words) < 0.9995 else ">99.9%"
             elif head == "predicted":  # where it is wrong, crossed: clear without colour, too
@@ -368,7 +367,8 @@ def draw_grid(pictures: Sequence[Picture], explanation: Explanation) -> Figure:
                 style = {"size": 13, "weight": "bold", "color": colour}
             axes.text(x + SIDE / 2, y + 0.12 + LINE * k, words, ha="center", va="center", **style)
         image, R, both = pictures[i].image, explanation.R[i], explanation.guided_cam[i]
-        panels = image and image.convert("RGB"), explanation.heatmap[i], R.sum(0), both.sum(0)
+        assert image, "those that could not be read were left out"
+        panels = image.convert("RGB"), explanation.heatmap[i], R[0], both[0]
         for k, (values, (colours, *_)) in enumerate(zip(panels, PANELS)):
             draw_panel(axes, x, y + top + CELL * k, np.asarray(values), colours, SIDE)
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
@@ -386,10 +386,10 @@ def draw_margins(axes: Any, left: float, right: float, y: float, heads: Sequence
         axes.text(left, y + 0.41, title, size=11, weight="bold", ha="right", va="bottom")
         axes.text(left, y + 0.45, meaning, size=9, color="0.25", ha="right", va="top")
         if colours:
-            high, low, end = ("max", "0", 0) if colours == "jet" else ("for", "against", -1)
+            high, low, end = ("its max", "0", 0) if colours == "jet" else ("for", "against", -1)
             draw_panel(axes, right, y, np.linspace(1, end, 80)[:, None].repeat(7, 1), colours, 0.07)
-            axes.text(right + 0.12, y, high, size=8, va="top")
-            axes.text(right + 0.12, y + SIDE, low, size=8, va="bottom")
+            axes.text(right + 0.12, y, high, size=8.5, va="top")
+            axes.text(right + 0.12, y + SIDE, low, size=8.5, va="bottom")
         y += CELL
 
 
@@ -398,8 +398,9 @@ def draw_panel(axes: Any, x: float, y: float, values: np.ndarray, colours: str, 
     shown = coloured(values, colours) if colours else values
     axes.imshow(shown, extent=(x, x + w, y + SIDE, y), interpolation="nearest")
     if colours and not values.any():
-        axes.text(x + w / 2, y + SIDE / 2, NO_EVIDENCE.replace(" ", "\n"), size=9, ha="center",
-                  va="center", bbox={"facecolor": "white", "edgecolor": "none"})
+        words = (NO_EVIDENCE if colours == "jet" else "all zero").replace(" ", "\n")
+        axes.text(x + w / 2, y + SIDE / 2, words, size=9, ha="center", va="center",
+                  bbox={"facecolor": "white", "edgecolor": "none"})
 
 
 @contextmanager
@@ -477,15 +478,15 @@ def account(options: Any, net: CourseCNN, rows: list[dict[str, str]], seconds: f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(SCRIPT, argparse.SUPPRESS, __doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog=SCRIPT, usage=argparse.SUPPRESS, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("images", nargs="*", type=Path, default=[HERE / "data"], help="files or folders (data/)")
-    add("--weights", type=Path, default=HERE / "mnist_model.pth", help="(default: mnist_model.pth)")
-    add("--target", type=int, choices=range(10), metavar="CLASS", help="(default: the predicted)")
+    add("--weights", type=Path, default=HERE / "mnist_model.pth", help="(mnist_model.pth)")
+    add("--target", type=int, choices=range(10), metavar="CLASS", help="explain it (the predicted)")
     add("--pad", type=int, choices=range(11), default=PAD, help="cells around a map (default: 3)")
     add("--invert", action="store_true", help="the ink is dark: negate the pictures")
-    add("--out", type=Path, default=HERE / "outputs", help="folder (default: outputs)")
+    add("--out", type=Path, default=HERE / "outputs", help="where to write (outputs)")
     add("--quiet", action="store_true", help="print nothing but errors")
     try:
         return run(parser.parse_args(argv))
@@ -495,6 +496,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # Pillow's and matplotlib's, of odd files and names
-    logging.disable()  # and what they log, and what libtiff writes, if it is found (bool: nothing)
-    getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", bool)(None)
+    logging.disable()  # and what they log
     sys.exit(main())

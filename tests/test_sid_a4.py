@@ -128,7 +128,7 @@ def saved(tmp_path):
     return load
 
 
-@pytest.mark.parametrize("sizes", [(10, 10, 50, 10), (10, 20, 50, 10), (3, 5, 7, 26)])
+@pytest.mark.parametrize("sizes", [(10, 10, 50, 10), (10, 20, 50, 10), (3, 5, 7, 10)])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_sized_from_the_checkpoint_however_it_is_wrapped(saved, sizes, wrapper, prefix):
@@ -431,7 +431,8 @@ def test_overlay_blends_the_map_half_and_half():
 def test_an_empty_map_says_so_in_words(column):
     zero = torch.zeros(1, 28, 28)
     pictures, empty = column(L_c=zero[:, :8, :8], heatmap=zero, guided_cam=zero[None])
-    assert texts(draw_grid(pictures, empty)).count("no\npositive\nevidence") == 2
+    words = texts(draw_grid(pictures, empty))
+    assert (words.count("no\npositive\nevidence"), words.count("all\nzero")) == (1, 1)
     assert SID_a4.table_row(pictures[0], empty, 0)["note"] == "no positive evidence"
     assert "no\npositive\nevidence" not in texts(draw_grid(*column()))
 
@@ -637,7 +638,7 @@ def test_target_pad_and_invert_are_obeyed(go, tmp_path, net, digits):
     shown = Image.open(tmp_path / "out" / "gradcam" / "four.png")
     np.testing.assert_array_equal(shown, overlay(large, heatmap))
     _, out, _ = go(tmp_path / "four.png")
-    assert "note      bright border: if this is dark ink on white paper, add --invert (1)" in out
+    assert "note      bright border: of dark ink on white add --invert, else save it on " in out
 
 
 def test_no_positive_evidence_is_said_in_table_and_account(go, tmp_path):
@@ -773,3 +774,26 @@ def test_within_inference_mode_it_explains_all_the_same(digits):
         found = explain(net, normalised([digits[5].image]))
     assert torch.equal(found.heatmap, expected.heatmap)
     assert torch.equal(found.R, expected.R)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 16])
+def test_the_figure_is_landscape_whatever_it_shows(column, n):
+    pictures, explanation = column()
+    many = explanation._replace(**{name: value.repeat_interleave(n, 0)
+                                   for name, value in explanation._asdict().items()})
+    width, height = draw_grid(pictures * n, many).get_size_inches()
+    assert width >= 1.05 * height
+
+
+def test_weights_for_other_classes_than_digits_are_refused(tmp_path):
+    torch.save(CourseCNN(fc2=5).state_dict(), tmp_path / "five.pth")
+    words = r"fc2.weight is \(5, 50\) in the file, \(10, 50\) in the network; give weights"
+    with pytest.raises(SID_a4.InputError, match=words):
+        load_network(tmp_path / "five.pth")
+
+
+def test_the_end_of_a_long_name_stands_over_its_column(column):
+    pictures, explanation = column()
+    long = [pictures[0]._replace(name="Screenshot_2026-11-27-a")]
+    assert "26-11-27-a" in "".join(texts(draw_grid(long, explanation)))
+    assert "Screenshot" not in "".join(texts(draw_grid(long, explanation)))

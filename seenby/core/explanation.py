@@ -50,7 +50,7 @@ class Explanation:
     alpha: Tensor  # (B, K) eq. 1, the weights of the layer's maps
     L_c: Tensor  # (B, u, v) eq. 2, Grad-CAM as the layer has it
     heatmap: Tensor  # (B, H, W) L_c where it lies in the picture
-    R: Tensor | None  # (B, C, H, W) guided backpropagation: signed, positive speaks for the class
+    R: Tensor | None  # (B, C, H, W) guided backpropagation: where larger numbers would speak for it
     guided_cam: Tensor | None  # (B, C, H, W) R * heatmap
     negative_activations: Tensor | None  # (B,) has A any? None where the method doesn't care
     relu_calls: int  # that were guided, on the ways from the logits to the pixels

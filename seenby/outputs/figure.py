@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PANELS = {  # title and meaning, with the words of panel_words
     "raw": ("Raw", "what the\nnetwork sees"),
     "cam": ("{cam}", "where the\nevidence {lies}"),
-    "guided": ("{guided}", "pixels for it\nand against"),
+    "guided": ("{guided}", "what brighter\npixels would do"),
     "guided-cam": ("{guided_cam}", "pixels within\nthe evidence"),
     "overlay": ("Overlay", "the evidence on\nthe picture"),
 }
@@ -221,8 +221,8 @@ def draw_title_and_colorbar(axes: Axes, name: str, title: str, meaning: str, sty
     axes.text(left, y + 0.45, meaning, size=9, color="0.25", ha="right", va="top")
     if name == "raw":
         return
-    low, high = ("against", "for") if name in SIGNED else ("0", "max")
+    low, high = ("against", "for") if name in SIGNED else ("0", "its max")
     ramp = np.linspace(1, -1 if name in SIGNED else 0, 80)[:, None].repeat(7, 1)
     draw_panel(axes, style.colorize(ramp, name in SIGNED), (right, y, right + 0.07, y + 0.8))
-    axes.text(right + 0.12, y, high, size=8, va="top")
-    axes.text(right + 0.12, y + 0.8, low, size=8, va="bottom")
+    axes.text(right + 0.12, y, high, size=8.5, va="top")
+    axes.text(right + 0.12, y + 0.8, low, size=8.5, va="bottom")

@@ -329,3 +329,19 @@ def test_explanations_are_told_apart():
     assert first != second
     assert len({first, second, first}) == 2
     assert first in [second, first]
+
+
+def test_a_network_that_switches_gradients_on_itself():
+    class Switches(DigitCNN):
+        def forward(self, x):
+            with torch.set_grad_enabled(True):
+                x = F.relu(F.max_pool2d(self.conv1(x), 2))
+                A = self.conv2(x)
+            x = F.relu(F.max_pool2d(A, 2))
+            return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+    net, x = Switches(), torch.rand(2, 1, 28, 28)
+    both = [explain(net, x, 1, "conv2", guided=guided) for guided in (True, False)]
+    assert torch.equal(both[0].L_c, both[1].L_c)
+    assert both[1].L_c.any()
+    assert both[1].R is None

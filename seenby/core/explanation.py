@@ -183,6 +183,8 @@ def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
     keeping = recorder.keeping(net.get_submodule(layer.name))
     with torch.set_grad_enabled(guided), keeping, recorder:  # alone, the CAM needs the head's graph
         output = more.call(net, x_copy)
+    if not guided and isinstance(output, Tensor) and not output.requires_grad:
+        return record_forward(net, x, layer, True, more)  # it switches them itself
     recorder.require_no_written_copy()
     grid = find_grid(recorder.A, len(x), x.shape[2:], recorder.maps_before)
     if grid is None:

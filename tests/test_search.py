@@ -366,3 +366,23 @@ def test_weights_that_are_kept_as_buffers_are_learned():
     net = nn.Sequential(Frozen(3, 8), nn.ReLU(), Frozen(8, 8), nn.ReLU(),
                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
     assert find_layer(net, torch.randn(1, 3, 8, 8)) == FoundLayer("2")
+
+
+class Windows(nn.Module):
+    """As TNT: convolutions see the pixels of each patch by itself, and its tokens come after."""
+
+    def __init__(self):
+        super().__init__()
+        self.pixels, self.tokens = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3 * 16, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        B, C = x.shape[:2]
+        patches = F.unfold(x, 4, stride=4).transpose(1, 2)  # (B, cells, C * 16)
+        windows = F.relu(self.pixels(patches.reshape(-1, C, 4, 4)))
+        return self.fc(F.relu(self.tokens(windows.reshape(B, -1, 3 * 16))).mean(1))
+
+
+def test_windows_are_no_maps_by_which_tokens_are_told():
+    found = explain(Windows(), torch.rand(2, 2, 12, 20))
+    assert (found.layer, found.grid) == ("tokens", Grid(3, 5, "tokens"))

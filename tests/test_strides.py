@@ -58,6 +58,7 @@ class Trunk(nn.Module):
         ((0.5, 1), lambda x, w: nn.Upsample((48, 25), mode="bicubic")(x)),
         ((1, 1), lambda x, w: x.flip(1).roll(1, 0)[:, [1, 0]]),
         ((1, 1), lambda x, w: x.index_select(1, torch.tensor([1, 0]))),
+        ((1, 1), lambda x, w: x[:, :, :, :][..., :]),
         ((1, 1), lambda x, w: torch.einsum("bchw,cd->bdhw", x, w[:, :, 0, 0])),
         (None, lambda x, w: x.flip(3)),
         (None, lambda x, w: torch.flip(x, dims=(-2,))),

@@ -15,6 +15,7 @@ from seenby.outputs.table import (
     escape_formulas,
     explained_row,
     guided_note,
+    is_correct,
     method_title,
     notes_in,
     skipped_row,
@@ -209,3 +210,11 @@ def test_every_status(digit_folder, digits, tmp_path):
         assert bool(row["predicted_probability"]) == (image != "broken")
         assert bool(row["target_probability"]) == (image == "image_1")
         assert row["layer"] == ("conv2" if image == "image_1" else "")
+
+
+@pytest.mark.parametrize(("label", "predicted", "expected"), [
+    ("cat", "cat", True), ("cat", "dog", False), ("cat", "cat; dog", False),
+    ("cat; dog", "cat; dog", True), ("", "cat", None), ("cat", "", None),
+])  # fmt: skip
+def test_a_picture_is_right_where_all_its_labels_are(label, predicted, expected):
+    assert is_correct({"label": label, "predicted": predicted}) is expected

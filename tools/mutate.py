@@ -514,9 +514,11 @@ USERS = {  # a file -> the tests that use it, where they are other than mostly
     EXPLANATION: ("test_targets.py", "test_methods.py", "test_pipeline.py"),
     TABLE: ("test_figure.py", "test_pipeline.py"),
     **dict.fromkeys((PIPELINE, STORE), ("test_pipeline.py", "test_long_runs.py")),
+    SPEEDUPS: ("test_backward.py", "test_explanation.py"),
     STRIDES: ("test_placement.py", "test_grids.py"),
     ENDINGS: ("test_tasks.py", "test_recorder.py"),
-    **dict.fromkeys((RECORDER, TASKS, TARGETS),
+    RECORDER: ("test_speedups.py", "test_search.py", "test_tasks.py"),
+    **dict.fromkeys((TASKS, TARGETS),
                     ("test_tasks.py", "test_targets.py", "test_endings.py")),
 }  # fmt: skip
 

@@ -232,7 +232,13 @@ def test_networks_without_a_graph_within_are_told_how_to_have_one():
     with pytest.raises(InputError, match=rf"^the pixels do not lead .*; {fix}"):
         explain(net, x, layer="conv2")
     with pytest.raises(InputError, match=r"^layer conv1 does not lead .* switch off no_grad"):
-        explain(net, x, layer="conv1", guided=False)
+        explain(net, x, layer="conv1")
+    # Without guided maps the graph begins behind it.
+    found = explain(net, x, 1, layer="conv1", guided=False)
+    A = net.conv1(x).detach().requires_grad_()
+    y = net.fc2(net.relu(net.fc1(F.max_pool2d(net.conv2(A), 2).flatten(1))))
+    (dyc_dA,) = torch.autograd.grad(y[:, 1].sum(), A)
+    torch.testing.assert_close(found.alpha, dyc_dA.mean((2, 3)))
 
 
 class Cut(nn.Module):

@@ -229,10 +229,9 @@ def test_networks_without_a_graph_within_are_told_how_to_have_one():
     net, x = Frozen(nn.ReLU()), torch.randn(2, 2, 8, 8)
     assert explain(net, x, layer="conv2", guided=False).L_c.shape == (2, 8, 8)
     fix = "explain without guided maps, or switch off no_grad"
-    with pytest.raises(InputError, match=rf"^the pixels do not lead .*; {fix}"):
-        explain(net, x, layer="conv2")
-    with pytest.raises(InputError, match=r"^layer conv1 does not lead .* switch off no_grad"):
-        explain(net, x, layer="conv1")
+    for layer in ("conv1", "conv2"):
+        with pytest.raises(InputError, match=rf"^the pixels do not lead .*; {fix}"):
+            explain(net, x, layer=layer)
     # Without guided maps the graph begins behind it.
     found = explain(net, x, 1, layer="conv1", guided=False)
     A = net.conv1(x).detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""One forward pass, seen operation by operation: A, its stride, the activations, the ending."""
+"""One forward pass, seen operation by operation: A, and whom each operation is told to."""
 
 from __future__ import annotations
 

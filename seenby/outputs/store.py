@@ -1,4 +1,4 @@
-"""The output folder: every file whole or not there, so that a run can be resumed.
+"""The output folder: each file, picture and map in it, whole or not there; runs can be resumed.
 
 The pictures are cut into numbered batches. What a batch writes ends with its part of the table,
 7.csv in a folder named after the settings; a part that is there says that its batch is done. So

@@ -354,7 +354,8 @@ def test_an_activation_in_a_part_of_a_tensor_is_named():
 @pytest.mark.parametrize("spelling", [
     lambda x: x * (x > 0), lambda x: x * (x > 0).float(), lambda x: (x >= 0).to(x) * x,
     lambda x: torch.where(x > 0, x, 0.0), lambda x: x.masked_fill(x < 0, 0),
-    lambda x: (x > 0).double().type_as(x) * x,
+    lambda x: (x > 0).double().type_as(x) * x, lambda x: x * (x.detach() > 0),
+    lambda x: x * ~(x < 0), lambda x: x * torch.logical_not(x < 0), lambda x: x * (x.data > 0),
 ])  # fmt: skip
 def test_a_mask_by_sign_is_a_relu_also_of_what_has_no_negative_value(spelling):
     """Of one picture, and of a batch in which another one has some."""
@@ -414,3 +415,20 @@ def test_a_mask_on_complex_numbers_is_no_relu():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Filter(), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
                         nn.Flatten(), nn.Linear(8, 5))  # fmt: skip
     assert explain(net, torch.randn(2, 3, 16, 16), 1).relu_calls == 1
+
+
+@pytest.mark.parametrize("spelling", [lambda x: x * (x > 0), lambda x: torch.where(x > 0, x, 0.0),
+                                      lambda x: x.masked_fill(x < 0, 0)])  # fmt: skip
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_a_picture_that_is_no_number_changes_nothing_for_the_others(spelling, odd):
+    net, x = TwoConvolutions(spelling).double().eval(), torch.randn(2, 2, 8, 8).double()
+    expected = explain(net, x, 1, "conv2")
+    x[1, 0, 2, 2] = odd
+    found = explain(net, x, 1, "conv2")
+    assert found.relu_calls == expected.relu_calls
+    torch.testing.assert_close(found.R[0], expected.R[0], rtol=1e-12, atol=1e-14)
+
+
+def test_a_mask_that_is_guided_is_not_named_as_well():
+    net = TwoConvolutions(lambda x: torch.where(x > 0, x, 0.0)).eval()
+    assert explain(net, torch.randn(2, 2, 8, 8), 1, "conv2").other_activations == ()

@@ -47,6 +47,7 @@ def test_tokens_that_are_no_patches(tokens, size):
     (201, 32, [(56, 56), (14, 14)], (14, 14, 5)),
     (65, 64, [(8, 8)], (8, 8, 1)),  # as many channels as patches
     (64, 64, [(8, 8)], (8, 8, 0)),
+    (66, 64, [(8, 8)], None), (72, 64, [(8, 8)], None),  # of (B, K, cells) K is the number
     (64, 49, [(8, 8), (7, 7)], None),  # (B, K, cells): 64 maps of 7 x 7
     (64, 64, [(8, 8), (4, 4)], (8, 8, 0)),
     (65, 10, [(6, 10)], (6, 10, 5)),

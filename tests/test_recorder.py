@@ -237,3 +237,32 @@ def test_a_softmax_that_is_changed_afterwards_is_no_softmax():
 
     with pytest.raises(InputError, match="modified by an inplace operation"):
         explain(Masked(), torch.rand(4, 1, 28, 28))
+
+
+class ReadByHook(nn.Module):
+    """As a backbone whose tokens a decoder collects by hooks; they are a view of maps."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.conv, self.turn = nn.Conv2d(2, 4, 2, 2), Turned()
+        self.both, self.fc = both, nn.Linear(4, 3)
+        self.turn.register_forward_hook(lambda _module, _args, output: self.kept.append(output))
+
+    def forward(self, x):
+        self.kept = []
+        tokens = self.turn(self.conv(x))
+        rows = self.kept[0] * 2 + tokens if self.both else self.kept[0]
+        return self.fc(rows.mean(1))
+
+
+class Turned(nn.Module):
+    def forward(self, A):
+        return A.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_network_that_reads_the_layer_by_a_hook_of_its_own(both):
+    net, x = ReadByHook(both).double(), torch.randn(2, 2, 8, 8).double()
+    found = explain(net, x, 1, "turn")
+    alpha = net.fc.weight[1].detach() * (3 if both else 1) / 16
+    torch.testing.assert_close(found.alpha, alpha.expand(2, 4))

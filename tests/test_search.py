@@ -386,3 +386,9 @@ class Windows(nn.Module):
 def test_windows_are_no_maps_by_which_tokens_are_told():
     found = explain(Windows(), torch.rand(2, 2, 12, 20))
     assert (found.layer, found.grid) == ("tokens", Grid(3, 5, "tokens"))
+
+
+def test_a_segmentation_of_as_many_classes_as_channels_is_not_its_own_logits():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+                        nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))  # fmt: skip
+    assert find_layer(net, torch.randn(1, 3, 16, 16)).name == "4"

@@ -585,6 +585,32 @@ PER_PICTURE = [
     zeroed(lambda A: A.view(len(A), 8, -1)[:, :3]), zeroed(lambda A: A[:, 2:].flatten(2)),
     first_cells,
 ]  # fmt: skip
+def written_later(view):
+    """Written to is what the view is of."""
+
+    def change(A):
+        seen = view(A)
+        A.mul_(3)
+        return seen.view(A.shape)
+
+    return change
+
+
+def stale(A):
+    seen = A.permute(0, 2, 3, 1)
+    A.view(len(A), -1).relu_()
+    return seen.permute(0, 3, 1, 2)
+
+
+def relaid(A):
+    A.to(memory_format=torch.contiguous_format).mul_(2)
+    return A
+
+
+PER_PICTURE += [
+    written_later(lambda A: A.contiguous()), written_later(lambda A: A.reshape(len(A), -1)),
+    written_later(lambda A: A.ravel()), stale, relaid,
+]  # fmt: skip
 FOR_ALL = [  # other pictures are changed otherwise; of a batch the second one is a copy
     zeroed(lambda A: A.ravel()[:1000]),
     zeroed(lambda A: A.permute(1, 0, 2, 3)[:4].reshape(4, -1)),
@@ -604,3 +630,29 @@ def test_what_is_written_through_a_view_is_written_for_a_batch_too(how):
             each, expected = getattr(found, name)[i : i + 1], getattr(alone, name)
             torch.testing.assert_close(each, expected, atol=1e-6 * float(expected.abs().max()),
                                        rtol=1e-4)
+
+
+class Tokens(nn.Module):
+    """A batch-norm whose maps become tokens, so that its gradient comes with its channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.mix, self.fc = nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        rows = self.bn(self.conv(x)).flatten(2).transpose(1, 2)
+        return self.fc(self.mix(rows).tanh().mean(1))
+
+
+def test_of_one_picture_batch_norm_has_its_gradient_whatever_its_order():
+    """PyTorch's own is wrong there: finite differences tell."""
+    net, x = as_after_training(Tokens().double().eval()), torch.randn(1, 3, 9, 9).double()
+    found, v = explain(net, x, 1, "conv"), torch.randn_like(x)
+    with torch.no_grad():
+        slope = (net(x + 1e-6 * v) - net(x - 1e-6 * v))[0, 1] / 2e-6
+    torch.testing.assert_close((found.R * v).sum(), slope, rtol=1e-6, atol=1e-9)
+    both = explain(net, torch.cat([x, -x]), 1, "conv")
+    for name in ("logits", "L_c", "R"):
+        torch.testing.assert_close(getattr(both, name)[:1], getattr(found, name), rtol=1e-9,
+                                   atol=1e-12)  # fmt: skip

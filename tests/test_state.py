@@ -10,6 +10,7 @@ import zlib
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -266,6 +267,40 @@ def test_what_is_written_without_a_new_version_is_put_back():
     assert state_of(net) == before
     assert torch.equal(net[1].kept, kept)
     assert list(net[1].last) == [7, 8]
+
+
+def test_a_buffer_that_can_not_be_written_is_left_alone(tmp_path):
+    np.save(tmp_path / "prior.npy", np.ones(4, np.float32))
+    with warnings.catch_warnings(action="ignore"):  # that it is not writable; that CSR is young
+        prior = torch.from_numpy(np.load(tmp_path / "prior.npy", mmap_mode="r"))
+        sparse = torch.eye(4).to_sparse_csr()
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.register_buffer("prior", prior)
+    net.register_buffer("sparse", sparse)
+    assert explain(net, torch.rand(2, 2, 8, 8)).L_c.any()
+
+
+class Grows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rows", torch.ones(3))
+        self.register_buffer("count", torch.zeros(1))
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x):
+        self.rows.resize_(7).fill_(2)
+        self.count += 1
+        self.weight.requires_grad_()
+        return x * self.weight
+
+
+def test_a_buffer_that_grows_and_a_weight_that_is_thawed():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), Grows(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert explain(net, torch.rand(2, 2, 8, 8), layer="0").L_c.any()
+    assert net[1].rows.tolist() == [1, 1, 1]
+    assert net[1].count == 0
+    assert not net[1].weight.requires_grad
+    assert net[0].weight.requires_grad
 
 
 def test_a_network_that_is_trained_for_quantisation_is_as_before():

@@ -61,6 +61,14 @@ class Trunk(nn.Module):
         ((1, 1), lambda x, w: x[:, :, :, :][..., :]),
         ((1, 1), lambda x, w: torch.einsum("bchw,cd->bdhw", x, w[:, :, 0, 0])),
         (None, lambda x, w: x.flip(3)),
+        (None, lambda x, w: F.interpolate(x, (24, 24)).transpose_(2, 3)),
+        (None, lambda x, w: torch.empty_like(x).copy_(x.flip(3))),
+        (None, lambda x, w: x.index_copy(3, torch.arange(24, -1, -1), x)),
+        (None, lambda x, w: F.interpolate(x, (24, 24)) @ torch.eye(24).flip(0)),
+        (None, lambda x, w: F.pad(x, (4, -4))),
+        (None, lambda x, w: F.pad(x, (-4, 0))),
+        ((2, 2), lambda x, w: F.conv2d(F.pad(x, (0, 1, 0, 1)), w, stride=2)),
+        ((1, 1), lambda x, w: F.conv2d(x.flip(3), w, padding=1) + x),
         (None, lambda x, w: torch.flip(x, dims=(-2,))),
         (None, lambda x, w: torch.flip(x, [1, 2])),
         (None, lambda x, w: x.roll((1, 2), (2, 3))),
@@ -158,3 +166,29 @@ class OfParts(nn.Module):
 
 def test_a_relu_of_a_view_keeps_the_stride():
     assert explain(OfParts(), torch.rand(1, 1, 12, 12), 0).stride == (2, 2)
+
+
+class Decoder(nn.Module):
+    """As many channels as rows and columns, of a stride that is not known."""
+
+    def __init__(self, up):
+        super().__init__()
+        self.up, self.last, self.fc = up, nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.last(self.up(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("up", [
+    nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ConvTranspose2d(4, 8, 2, 2)),
+    nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(8)),
+])  # fmt: skip
+def test_what_a_convolution_gives_are_maps_also_where_the_stride_is_not_known(up):
+    net, x = Decoder(up).double().eval(), torch.randn(2, 3, 16, 16).double()
+    found = explain(net, x, 1)
+    assert (found.layer, found.grid.layout, found.stride) == ("last", "NCHW", None)
+    A = net.last(net.up(x)).detach().requires_grad_()
+    (dyc_dA,) = torch.autograd.grad(net.fc(A.relu().mean((2, 3)))[:, 1].sum(), A)
+    alpha = dyc_dA.mean((2, 3))
+    torch.testing.assert_close(found.alpha, alpha)
+    torch.testing.assert_close(found.L_c, (alpha[:, :, None, None] * A).sum(1).relu().detach())

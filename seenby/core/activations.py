@@ -24,7 +24,8 @@ BOUNDED = {"relu", "relu6", "clamp", "clamp_min", "clip", "hardtanh", "threshold
 MASKING = {"mul", "multiply", "where", "setitem", "masked_fill", "masked_scatter", "index_put"}
 MINIMUM, MAX_POSITION = {"minimum", "min", "fmin"}, {"clamp": 2, "clip": 2, "clamp_max": 1}
 SIGN_OF = "_seenby_sign_of"  # what is noted on a mask
-SIGNS, CASTS = {"gt", "ge", "lt", "le"}, {"to", "float", "double", "half", "type", "type_as"}
+SIGNS, CASTS = {"gt", "ge", "lt", "le"}, {"to", "float", "double", "half", "type", "type_as",
+                                          "logical_not", "bitwise_not", "invert"}
 OTHER_ACTIVATIONS = {
     "silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "leaky_relu", "prelu", "rrelu",
     "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid", "log_sigmoid", "glu",
@@ -60,7 +61,8 @@ class Activations:
         if is_copied:  # in place, the gradient of its base would hide the ReLU's own
             args = (given.clone(), *args[1:])
         before = None if masked is None else masked.detach().clone()
-        is_by_sign = any(getattr(each, SIGN_OF, None) is masked for each in tensors_in(args))
+        is_by_sign = masked is not None and any(
+            getattr(each, SIGN_OF, 0) == masked.data_ptr() for each in tensors_in(args))
         out = func(*args, **kwargs)
         result = args[0] if out is None else out  # x[mask] = 0 gives nothing back
         is_mask = before is not None and result.requires_grad
@@ -95,7 +97,7 @@ class Activations:
             if kind in KINDS and node._sequence_nr() < self.end:
                 if is_relu(kind, node):
                     relus.add(node)
-                elif kind in HIDDEN and node not in noted:
+                elif kind in HIDDEN and node not in noted and node not in relus:
                     hidden.add(HIDDEN[kind])
         names = [name for node, name in self.others
                  if node is None or (node in nodes and node not in relus)]
@@ -128,15 +130,17 @@ def is_computed(value: Any) -> bool:
 def is_relu_of(x: Any, result: Tensor, is_by_sign: bool) -> bool:
     """Whether a mask set just the negative values of x to zero; of one that is not known to be x's
     sign this can only be told where there are any."""
-    is_told = is_by_sign or bool((x < 0).any())
-    return is_told and torch.equal(result, x.clamp(min=0))
+    if not is_by_sign and not (x < 0).any():
+        return False
+    odd = ~(x.isfinite() & result.isfinite())  # of one picture, which tells nothing of the others
+    return bool(((result == x.clamp(min=0)) | odd).all())
 
 
 def note_sign(out: Any, name: str, args: Any) -> Any:
     """Of x > 0, and of that as numbers, whose sign it is."""
-    x = args[0] if args else None
+    x: Any = args[0] if args else None
     if name in SIGNS and len(args) > 1 and is_zero(args[1]):
-        setattr(out, SIGN_OF, x)
+        setattr(out, SIGN_OF, x.data_ptr())  # which x.detach() has as well
     elif name in CASTS and hasattr(x, SIGN_OF):
         setattr(out, SIGN_OF, getattr(x, SIGN_OF))
     return out

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from seenby.core.strides import stride_of
+from seenby.core.strides import is_followed
 
 MAX_PREFIX = 8  # tokens before the patches: class, distillation, registers
 
@@ -63,11 +63,12 @@ def find_grid(output: Any, B: int, size: Sequence[int],
     if output.ndim != 4 or not output.numel():
         return None
     _, a, b, c = output.shape
-    if stride_of(output):  # it was followed from the pixels through convolutions
+    if is_followed(output):  # it was followed from the pixels, or from a convolution
         return Grid(b, c, "NCHW")
-    # Of equals the last one would mostly have been followed.
-    grids = [grid for grid in (Grid(a, b, "NHWC"), Grid(b, c, "NCHW"))
-             if is_cut(grid.u, grid.v, *size)]
+    both = [Grid(a, b, "NHWC"), Grid(b, c, "NCHW")]
+    if output.stride(1) == 1:  # of equals the one whose channels lie together in memory
+        both.reverse()
+    grids = [grid for grid in both if is_cut(grid.u, grid.v, *size)]
     return min(grids, key=lambda grid: distortion(grid, size), default=None)
 
 
@@ -87,7 +88,7 @@ def token_grid(tokens: int, K: int, H: int, W: int,
     """
     if not maps:
         return next(cut_grids(tokens, H, W), None)
-    if math.prod(maps[-1]) == K and not grid_like(tokens, maps[-1:]):
+    if math.prod(maps[-1]) == K and not grid_like(tokens, maps[-1:], most=1):
         return None  # (B, K, cells), whose cells come last
     halved = [(-(-u // n), -(-v // n)) for n in (2, 4, 8) for u, v in maps]
     return grid_like(tokens, maps) or grid_like(tokens, halved, most=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 from seenby.core import speedups
 from seenby.core.activations import ACTIVATIONS, Activations, tensors_in
 from seenby.core.endings import ENDING, ENDINGS, ending_note
-from seenby.core.strides import STRIDE, STRIDE_POSITION, note_stride, output_stride
+from seenby.core.strides import STRIDE, STRIDE_POSITION, note_stride
 from seenby.errors import InputError
 
-LAYS_OUT = {"view", "view_as", "reshape", "flatten", "ravel", "contiguous"}
+LAYS_OUT = {"view", "view_as", "reshape", "flatten", "ravel", "contiguous", "to"}
 
 
 class ForwardRecorder(TorchFunctionMode):
@@ -48,8 +48,11 @@ class ForwardRecorder(TorchFunctionMode):
     @contextmanager
     def keeping(self, layer: nn.Module) -> Iterator[None]:
         """While it is active, what the layer gives is kept."""
-        with (layer.register_forward_pre_hook(self.note_inputs, with_kwargs=True),
-              layer.register_forward_hook(self.keep_activations)):
+        with ExitStack() as hooks:
+            hooks.enter_context(layer.register_forward_pre_hook(self.note_inputs, with_kwargs=True))
+            if layer._forward_hooks:  # the network's own must see what is kept, too
+                hooks.enter_context(layer.register_forward_hook(own_memory, prepend=True))
+            hooks.enter_context(layer.register_forward_hook(self.keep_activations))
             yield
 
     def note_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -78,17 +81,16 @@ class ForwardRecorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
-        is_copy = name in LAYS_OUT and is_laid_out_anew(name, args)
+        is_copy = name in LAYS_OUT and is_laid_out_anew(args)
         func = self.replacements.get(func, func) if args else func
         if name in ACTIVATIONS:
             out = self.activations.call(name, func, args, kwargs)
         else:
             out = func(*args, **kwargs)
-        if is_copy:
-            self.copies.append((out, out._version))
+        if is_copy and out is not args[0]:
+            self.copies += [(out, out._version), (args[0], args[0]._version)]
         for tensor in tensors_in((out,)):
-            if stride := output_stride(name, args, kwargs, tensor):
-                note_stride(tensor, stride, args)
+            note_stride(tensor, name, args, kwargs)
             if name in STRIDE_POSITION and len(tensor) == self.B:  # else of windows
                 self.maps.append((tensor.shape[-2], tensor.shape[-1]))
         if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):
@@ -97,9 +99,16 @@ class ForwardRecorder(TorchFunctionMode):
 
 
     def require_no_written_copy(self) -> None:
-        """Raise where a network wrote into what is a view in the memory's order that it expects."""
+        """Raise where a network wrote into what is a view in the memory's order that it expects, or
+        into what that is a view of."""
         if any(copy._version != version for copy, version in self.copies):
             raise RuntimeError("a copy was written to, which is a view in contiguous memory")
+
+
+def own_memory(_module: nn.Module, _args: Any, output: Any) -> Any:
+    """Forward hook: a view becomes a tensor of its own."""
+    is_view = isinstance(output, Tensor) and output._is_view() and output.is_floating_point()
+    return output.clone() if is_view else output
 
 
 def start_recording(x: Tensor) -> tuple[Tensor, Tensor, ForwardRecorder]:
@@ -110,14 +119,13 @@ def start_recording(x: Tensor) -> tuple[Tensor, Tensor, ForwardRecorder]:
     return x, x_copy, ForwardRecorder(x_copy, speedups.replacements())
 
 
-def is_laid_out_anew(name: str, args: Any) -> bool:
+def is_laid_out_anew(args: Any) -> bool:
     """Whether maps in channels-last memory are copied, or are not, other than in contiguous memory.
     """
     if not args or not isinstance(args[0], Tensor):
         return False
     whole = args[0] if args[0]._base is None else args[0]._base
-    is_usual = whole.ndim != 4 or whole.is_contiguous() or whole.stride(1) != 1
-    return not is_usual and (whole is not args[0] or not name.startswith("view"))
+    return whole.ndim == 4 and not whole.is_contiguous() and whole.stride(1) == 1
 
 
 @dataclass(frozen=True)

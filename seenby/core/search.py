@@ -74,7 +74,11 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     outputs, _, output, x = record_outputs(net, x, more)
     learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
     y_c, classes = first_score(output, target, task, len(x))
-    learned = [each for each in learned if each.channels != classes]
+    before = [each for each in learned if each.channels != classes]
+    if not before:  # as many maps as classes everywhere: but for the last layer, and what it is in
+        last = next((i for i, each in enumerate(learned) if each.is_leaf), 0)
+        before = learned[last + 1 :]
+    learned = before
     # Before a global max-pooling few cells have a gradient. Where weights are zero, NaN passes, and
     # tells what the logit would depend on.
     for y, least, note in (y_c, LIVE, ""), (y_c, 0, ""), (y_c * torch.nan, 0, ZERO_HEAD):

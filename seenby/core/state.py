@@ -38,18 +38,24 @@ def borrowed(net: nn.Module) -> Iterator[None]:
         before, buffers = snapshot(modules), snapshot_of_buffers(modules)
         # Those that are on. Not by a module's own eval(), which may merge weights or print.
         flags: list[tuple[Any, str]] = [(each, "training") for each in modules if each.training]
-        flags += [(weight, "requires_grad") for module in modules
-                  for weight in module._parameters.values()
-                  if weight is not None and weight.requires_grad and not weight.is_inference()]
+        flags += [(weight, "requires_grad") for weight in weights_of(modules)]
         try:
             for owner, name in flags:
                 setattr(owner, name, False)
             yield
         finally:
+            for weight in weights_of(modules):  # which the network itself thawed
+                weight.requires_grad = False
             for owner, name in flags:
                 setattr(owner, name, True)
             restore(before)
             restore_buffers(buffers)
+
+
+def weights_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """Those that are trained."""
+    return (weight for module in modules for weight in module._parameters.values()
+            if weight is not None and weight.requires_grad and not weight.is_inference())
 
 
 @contextmanager
@@ -139,7 +145,7 @@ def is_same(container: Any, content: Any) -> bool:
 def snapshot_of_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int, Tensor]]:
     """Each buffer, its version, and a copy; a quantiser's observer writes into them in any mode."""
     return [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers_of(modules)
-            if not buffer.is_inference()]
+            if not buffer.is_inference() and buffer.layout == torch.strided]
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
@@ -153,12 +159,13 @@ def buffers_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 def restore_buffers(before: Sequence[tuple[Tensor, int, Tensor]]) -> None:
     """With its version, too: a graph of the caller's that needs the buffer would refuse another.
 
-    The numbers in any case, as not all that is written raises the version; but for what is
-    expanded, into which nothing can be written.
+    The numbers are compared, as not all that is written raises the version; but on a GPU, where
+    that takes longer than to write them.
     """
-    whole = [(buffer.data, copy) for buffer, _, copy in before if 0 not in buffer.stride()]
-    if whole:
-        torch._foreach_copy_([data for data, _ in whole], [copy for _, copy in whole])
-    for buffer, version, _ in before:
+    for buffer, version, copy in before:
+        if buffer.shape != copy.shape:
+            buffer.data = copy
+        elif buffer.device.type != "cpu" or not torch.equal(buffer.data, copy):
+            buffer.data.copy_(copy)
         if buffer._version != version:
             torch._C._autograd._unsafe_set_version_counter((buffer,), (version,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,27 +12,36 @@ from seenby.core.activations import argument, tensors_in
 from seenby.core.placement import Stride
 
 STRIDE = "_seenby_stride"  # what is noted on a tensor in the forward pass that is being recorded
+UNKNOWN = (math.nan, math.nan)  # of what is a map (B, K, u, v) all the same
+MAPS = {"conv2d", "conv_transpose2d", "interpolate", "pixel_shuffle", "pixel_unshuffle",
+        *(f"{adaptive}{kind}_pool2d{with_indices}" for adaptive in ("", "adaptive_")
+          for kind in ("max", "avg") for with_indices in ("", "_with_indices"))}
 # What may move pixels: along axes, given from this position on; anywhere; and by moving axes.
 ALONG = {"flip": 1, "roll": 2, "rot90": 2, "index_select": 1, "gather": 1, "take_along_dim": 2,
          "sort": 1}
-ANYWHERE = {"grid_sample", *(f"fft_{inverse}{half}fft{axes}" for inverse in ("", "i")
-                             for half in ("", "r", "h") for axes in ("", "2", "n"))}
-MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "einsum", "get"}
+ANYWHERE = {"grid_sample", "index_copy", "index_add", "scatter", "take", "matmul", "bmm",
+            *(f"fft_{inverse}{half}fft{axes}" for inverse in ("", "i") for half in ("", "r", "h")
+              for axes in ("", "2", "n"))}
+MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "einsum", "adjoint",
+         "get"}
 MOVING = {"getitem", *ALONG, *ANYWHERE, *MOVES}
 STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
-def note_stride(out: Tensor, stride: Stride, args: Any) -> None:
+def note_stride(out: Tensor, name: str, args: Any, kwargs: Any) -> None:
     """Not on what was there before, as weights are that are handed back by to(type)."""
-    if hasattr(out, STRIDE) or not any(out is given for given in args):
+    stride = output_stride(name, args, kwargs, out)
+    is_changed_in_place = hasattr(out, STRIDE)
+    if is_changed_in_place or (stride and not any(out is given for given in args)):
         setattr(out, STRIDE, stride)
 
 
 def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | None:
     """Multiplied by convolution and pooling, divided by enlarging, kept where the size is kept,
-    else None: not known.
+    else not known: UNKNOWN of a map, None where it may be none.
     """
-    for tensor in tensors_in((*args, *kwargs.values())):
+    is_map = name in MAPS
+    for tensor in tensors_in((*args, *kwargs.values()) if name != "copy" else args[1:]):
         stride: Stride | None = getattr(tensor, STRIDE, None)
         if not stride:
             continue
@@ -44,10 +54,19 @@ def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
         if name == "interpolate":
             return stride_resized(stride, tensor, out, bool(kwargs.get("align_corners")))
         if name in MOVING and moves_pixels(name, args, kwargs, out):
-            return None
-        if name == "pad" or tensor.shape[-2:] == out.shape[-2:]:
-            return stride
-    return None
+            return UNKNOWN if name in ALONG else None
+        if name == "pad":
+            return stride if is_even(argument(args, kwargs, 1, "pad")) else UNKNOWN
+        if tensor.shape[-2:] == out.shape[-2:]:
+            if not math.isnan(stride[0]):
+                return stride
+            is_map = True  # another one of the tensors may tell its stride
+    return UNKNOWN if is_map and out.ndim == 4 else None
+
+
+def is_even(pad: Any) -> bool:
+    """As much on both sides, but for the one pixel that other frameworks add at the end."""
+    return all(abs(before - after) <= 1 for before, after in zip(pad[::2], pad[1::2], strict=False))
 
 
 def moves_pixels(name: str, args: Any, kwargs: Any, out: Tensor) -> bool:
@@ -57,9 +76,10 @@ def moves_pixels(name: str, args: Any, kwargs: Any, out: Tensor) -> bool:
     if name == "getitem" and not out._is_view():
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return len(index) > args[0].ndim - 2 or any(each is Ellipsis for each in index)
-    # Where axes are moved, the last two lie otherwise in memory.
+    # Where axes are moved, the last two lie otherwise in memory; in place, this can't be seen.
     tensors = tensors_in((*args, *kwargs.values()))
-    return name in ANYWHERE or next(tensors).stride()[-2:] != out.stride()[-2:]
+    x = next(tensors)
+    return name in ANYWHERE or x is out or x.stride()[-2:] != out.stride()[-2:]
 
 
 def of_channels(given: Iterable[Any]) -> bool:
@@ -80,5 +100,11 @@ def stride_resized(stride: Stride, tensor: Tensor, out: Tensor, corners: int) ->
 
 
 def stride_of(tensor: Tensor) -> Stride | None:
-    """Its total stride in the forward pass that is being recorded."""
-    return getattr(tensor, STRIDE, None)
+    """Its total stride in the forward pass that is being recorded; None where it is not known."""
+    stride: Stride | None = getattr(tensor, STRIDE, None)
+    return None if stride is None or math.isnan(stride[0]) else stride
+
+
+def is_followed(tensor: Tensor) -> bool:
+    """Whether it is known to be (B, K, u, v), whatever its stride."""
+    return getattr(tensor, STRIDE, None) is not None

@@ -432,3 +432,11 @@ def test_a_picture_that_is_no_number_changes_nothing_for_the_others(spelling, od
 def test_a_mask_that_is_guided_is_not_named_as_well():
     net = TwoConvolutions(lambda x: torch.where(x > 0, x, 0.0)).eval()
     assert explain(net, torch.randn(2, 2, 8, 8), 1, "conv2").other_activations == ()
+
+
+def test_a_mask_within_vmap():
+    each = torch.func.vmap(lambda x: x * (x > 0))
+    net, x = TwoConvolutions(each).eval(), torch.randn(2, 2, 8, 8)
+    plain = TwoConvolutions(nn.ReLU()).eval()
+    plain.load_state_dict(net.state_dict())
+    torch.testing.assert_close(explain(net, x, 1, "conv2").L_c, explain(plain, x, 1, "conv2").L_c)

@@ -62,7 +62,7 @@ class Activations:
             args = (given.clone(), *args[1:])
         before = None if masked is None else masked.detach().clone()
         is_by_sign = masked is not None and any(
-            getattr(each, SIGN_OF, 0) == masked.data_ptr() for each in tensors_in(args))
+            getattr(each, SIGN_OF, None) == address_of(masked) for each in tensors_in(args))
         out = func(*args, **kwargs)
         result = args[0] if out is None else out  # x[mask] = 0 gives nothing back
         is_mask = before is not None and result.requires_grad
@@ -140,10 +140,19 @@ def note_sign(out: Any, name: str, args: Any) -> Any:
     """Of x > 0, and of that as numbers, whose sign it is."""
     x: Any = args[0] if args else None
     if name in SIGNS and len(args) > 1 and is_zero(args[1]):
-        setattr(out, SIGN_OF, x.data_ptr())  # which x.detach() has as well
+        setattr(out, SIGN_OF, address_of(x))
     elif name in CASTS and hasattr(x, SIGN_OF):
         setattr(out, SIGN_OF, getattr(x, SIGN_OF))
     return out
+
+
+def address_of(x: Any) -> int:
+    """Where its numbers lie, as those of x.detach() do; of none that can be told, as within vmap,
+    its own."""
+    try:
+        return int(x.data_ptr())
+    except (RuntimeError, AttributeError):
+        return id(x)
 
 
 def masked_tensor(args: Any, kwargs: Any) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""One forward pass, seen operation by operation: A, and whom each operation is told to."""
+"""One forward pass, seen operation by operation: A is kept, and what else must be known noted."""
 
 from __future__ import annotations
 
@@ -96,7 +96,6 @@ class ForwardRecorder(TorchFunctionMode):
         if name in ENDINGS and (note := ending_note(name, func, args, kwargs, out)):
             setattr(out, ENDING, note)
         return out
-
 
     def require_no_written_copy(self) -> None:
         """Raise where a network wrote into what is a view in the memory's order that it expects, or

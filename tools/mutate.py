@@ -499,7 +499,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "hooks of the network's own": (RECORDER, "if layer._forward_hooks:", "if False:"),
     "stride: kept where pixels move": (STRIDES, "if name in MOVING and moves_pixels(", "if False and moves_pixels("),
     "stride: lost where channels move": (STRIDES, "return bool(axes) and all(", "return bool(axes) and not any("),
-    "stride: noted on weights": (STRIDES, "(stride and not any(", "(stride and True or not any("),
+    "stride: noted on weights": (STRIDES, "(stride and not (args and out is args[0]))", "stride"),
     "stride: corners are borders": (STRIDES, "bool(kwargs.get(\"align_corners\"))", "False"),
     "stride: a view is an index": (STRIDES, "if name == \"getitem\" and not out._is_view():", "if name == \"getitem\":"),
     "tokens: as many others as can be": (GRIDS, "return min(grids, key=lambda grid: grid.prefix", "return max(grids, key=lambda grid: grid.prefix"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,12 +48,15 @@ class ForwardRecorder(TorchFunctionMode):
     @contextmanager
     def keeping(self, layer: nn.Module) -> Iterator[None]:
         """While it is active, what the layer gives is kept."""
-        with ExitStack() as hooks:
-            hooks.enter_context(layer.register_forward_pre_hook(self.note_inputs, with_kwargs=True))
-            if layer._forward_hooks:  # the network's own must see what is kept, too
-                hooks.enter_context(layer.register_forward_hook(own_memory, prepend=True))
-            hooks.enter_context(layer.register_forward_hook(self.keep_activations))
+        hooks = [layer.register_forward_pre_hook(self.note_inputs, with_kwargs=True)]
+        if layer._forward_hooks:  # the network's own must see what is kept, too
+            hooks.append(layer.register_forward_hook(own_memory, prepend=True))
+        hooks.append(layer.register_forward_hook(self.keep_activations))
+        try:
             yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def note_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook on the target layer, which may change what it is given."""

@@ -32,7 +32,7 @@ def note_stride(out: Tensor, name: str, args: Any, kwargs: Any) -> None:
     """Not on what was there before, as weights are that are handed back by to(type)."""
     stride = output_stride(name, args, kwargs, out)
     is_changed_in_place = hasattr(out, STRIDE)
-    if is_changed_in_place or (stride and not any(out is given for given in args)):
+    if is_changed_in_place or (stride and not (args and out is args[0])):
         setattr(out, STRIDE, stride)
 
 

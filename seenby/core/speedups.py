@@ -134,9 +134,10 @@ def batch_norm(x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | 
 
 def made_contiguous(gradient: Tensor) -> Tensor | None:
     """Hook: of one picture PyTorch 2.13 gets batch-norm's gradient wrong in other memory orders."""
-    with suppress(RuntimeError):  # not made for several targets at once
+    try:
         return None if gradient.is_contiguous() else gradient.contiguous()
-    return None
+    except RuntimeError:  # not made for several targets at once
+        return None
 
 
 def view_any_layout(view: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from seenby.errors import InputError, Parser, one_line
-from seenby.outputs.store import GENERATOR, STEM, atomic_write, remove_page
+from seenby.outputs.store import GENERATOR, STEM, atomic_write, require_room
 from seenby.written_run import FIX, WrittenRun
 
 JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
@@ -31,7 +31,7 @@ def write(given: Path) -> str:
     """index.html beside the table; what was done, in a line."""
     table = find_table(given)
     run, index = WrittenRun(table), table.with_name("index.html")
-    remove_page(table.parent, is_wanted=True)
+    require_room(index)
     with atomic_write(index, index.parent) as part:
         part.write_text(page(run), encoding="utf-8", newline="\n")
     drawn = "" if run.files.get("overlays") else "; no overlay is there, as after --no-overlays"

@@ -231,6 +231,20 @@ def test_a_page_that_can_not_be_written_needs_no_other_run(digit_folder, tmp_pat
     assert f"seenby.gallery {tmp_path}" in said
 
 
+def test_a_page_that_is_there_stays_where_another_can_not_be_written(tmp_path, monkeypatch):
+    table(tmp_path, [row("a")])
+    gallery.write(tmp_path)
+    before = (tmp_path / "index.html").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gallery, "page", full)
+    with pytest.raises(OSError, match="No space left"):
+        gallery.write(tmp_path)
+    assert (tmp_path / "index.html").read_bytes() == before
+
+
 def test_a_page_does_not_stand_beside_a_run_that_was_interrupted(digit_folder, tmp_path,
                                                                  monkeypatch):
     words = [str(digit_folder / "3"), "--quiet", *COURSE, "--out", str(tmp_path), "--gallery"]

@@ -192,16 +192,23 @@ def forget_parts(folder: Path) -> None:
         shutil.rmtree(parts)
 
 
-def remove_page(folder: Path, is_wanted: bool) -> None:
-    """The gallery of an earlier run, which would show this one's pictures; raise where it is wanted
-    and what is there is somebody else's."""
-    index = folder / "index.html"
-    if not index.is_file():
-        return
-    if GENERATOR in index.read_text(encoding="utf-8", errors="replace"):
-        index.unlink()
-    elif is_wanted:
+def require_room(index: Path) -> None:
+    """Raise where a page is to be written, and somebody else's is there."""
+    if index.exists() and not is_own(index):
         raise InputError(f"{index} is there, and not from this program; move it elsewhere")
+
+
+def remove_page(folder: Path, is_wanted: bool) -> None:
+    """The gallery of an earlier run, which would show this one's pictures."""
+    index = folder / "index.html"
+    if is_wanted:
+        require_room(index)
+    if index.is_file() and is_own(index):
+        index.unlink()
+
+
+def is_own(index: Path) -> bool:
+    return GENERATOR in index.read_text(encoding="utf-8", errors="replace")
 
 
 def file_name(name: str, explanation: Explanation, with_target: bool, with_method: bool) -> str:

@@ -106,7 +106,7 @@ def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
             layer: nn.Module | None = None) -> Explanation:
     """Explains one class for all pictures x (B, 1, H, W), one for each, or the predicted ones.
 
-    PAD is conv2's: another layer needs its own. The network stays exactly as it was.
+    The layer is net.conv2, whose pad is PAD; another needs its own. The network stays as it was.
     """
     seen: dict[str, Tensor] = {}
 
@@ -478,11 +478,11 @@ def account(options: Any, net: CourseCNN, rows: list[dict[str, str]], seconds: f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=SCRIPT, usage=argparse.SUPPRESS, description=__doc__,
+    parser = argparse.ArgumentParser(SCRIPT, argparse.SUPPRESS, __doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("images", nargs="*", type=Path, default=[HERE / "data"], help="files or folders (data/)")
-    add("--weights", type=Path, default=HERE / "mnist_model.pth", help="(mnist_model.pth)")
+    add("--weights", type=Path, default=HERE / "mnist_model.pth", help="weights (mnist_model.pth)")
     add("--target", type=int, choices=range(10), metavar="CLASS", help="explain it (the predicted)")
     add("--pad", type=int, choices=range(11), default=PAD, help="cells around a map (default: 3)")
     add("--invert", action="store_true", help="the ink is dark: negate the pictures")

@@ -128,8 +128,8 @@ def explain_batches(run: Run) -> dict[int, list[Result]]:
     hand_over_often()
     run.network.module.to(settings.device)
     done = set(output.finished_batches())
-    shared = range(ranks.rank, sys.maxsize, ranks.world_size)  # out among the ranks
-    batches = Batches(Source(settings, run.network), shared, done)
+    mine = range(ranks.rank, sys.maxsize, ranks.world_size)  # however many there are
+    batches = Batches(Source(settings, run.network), mine, done)
     workers = settings.workers if run.total > 4 * settings.batch_size else 0
     loader = DataLoader(batches, batch_size=None, num_workers=workers)
     figure_batches: dict[int, list[Result]] = {}

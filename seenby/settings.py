@@ -1,4 +1,4 @@
-"""The settings of a run: which of them go together, and which one that is resumed may change."""
+"""The settings of a run: which of them go together, and which a resumed run may change."""
 
 from __future__ import annotations
 

@@ -491,7 +491,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "stride: a map is forgotten with it": (STRIDES, "return UNKNOWN if is_map", "return None if is_map"),
     "stride: a pad to one side": (STRIDES, "abs(before - after) <= 1", "True"),
     "stride: kept by what works in place": (STRIDES, "if is_changed_in_place or", "if"),
-    "batch norm of one picture": (SPEEDUPS, "            y.register_hook(made_contiguous)\n", "            pass\n"),
+    "batch norm of one picture": (SPEEDUPS, "            y.register_hook(partial(laid_out, torch.contiguous_format))\n", "            pass\n"),
     "masks: NaN of another picture": (ACTIVATIONS, " | odd).all()", ").all()"),
     "state: what was thawed": (STATE, "                weight.requires_grad = False\n", "                pass\n"),
     "state: a buffer of another size": (STATE, "if buffer.shape != copy.shape:", "if False:"),

@@ -51,9 +51,9 @@ class Activations:
 
     def call(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function that may be an activation."""
-        masked = masked_tensor(args, kwargs) if name in MASKING else None
         if name in SIGNS or name in CASTS:
             return note_sign(func(*args, **kwargs), name, args)
+        masked = masked_tensor(args, kwargs) if name in MASKING else None
         if name in MASKING and masked is None:
             return func(*args, **kwargs)
         given: Any = args[0] if args else None

@@ -14,8 +14,8 @@ SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
 # their logarithm.
 RESHAPES = {"squeeze", "unsqueeze", "flatten", "reshape", "view", "clone", "contiguous", "to",
             "float", "double"}
-PARTS, CLAMPS = {"getitem", "select"}, {"clamp", "clip", "clamp_min", "clamp_max", "log"}
-FOLLOWING = RESHAPES | PARTS | CLAMPS
+PARTS, MONOTONE = {"getitem", "select"}, {"clamp", "clip", "clamp_min", "clamp_max", "log"}
+FOLLOWING = RESHAPES | PARTS | MONOTONE
 ENDINGS = {"softmax", "log_softmax"} | SIGMOIDS | FOLLOWING
 
 
@@ -30,7 +30,7 @@ def ending_note(name: str, func: Any, args: Any, kwargs: Any,
         note = getattr(given, ENDING, None)
         if note is None or note[0] != given._version or (name in PARTS and note[1] == "softmax"):
             return None
-        if name in CLAMPS:
+        if name in MONOTONE:
             return out._version, note[1], note[2]
         how = {word: value for word, value in kwargs.items() if value is not given}
         return out._version, note[1], func(note[2], *args[1:], **how)

@@ -18,8 +18,6 @@ from seenby.core.endings import ENDING, ENDINGS, ending_note
 from seenby.core.strides import STRIDE, STRIDE_POSITION, note_stride
 from seenby.errors import InputError
 
-LAYS_OUT = {"view", "view_as", "reshape", "flatten", "ravel", "contiguous", "to"}
-
 
 class ForwardRecorder(TorchFunctionMode):
     """While it is active, every operation of a forward pass goes through it, however it is spelt.
@@ -37,7 +35,8 @@ class ForwardRecorder(TorchFunctionMode):
         self.B = len(x)
         self.replacements = replacements  # a function -> what is called in its place
         self.activations = Activations()
-        self.copies: list[tuple[Tensor, int]] = []  # and their versions
+        # What was laid out anew, what it was made of, and the version of each.
+        self.copies: list[tuple[Tensor, int]] = []
         self.maps: list[tuple[int, int]] = []  # sizes (u, v) of what was convolved or pooled
         self.maps_before: Sequence[tuple[int, int]] = ()  # those when the target layer ended
 
@@ -84,7 +83,7 @@ class ForwardRecorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
-        is_copy = name in LAYS_OUT and is_laid_out_anew(args)
+        is_copy = name in speedups.LAYS_OUT and speedups.is_laid_out_anew(args)
         func = self.replacements.get(func, func) if args else func
         if name in ACTIVATIONS:
             out = self.activations.call(name, func, args, kwargs)
@@ -119,15 +118,6 @@ def start_recording(x: Tensor) -> tuple[Tensor, Tensor, ForwardRecorder]:
     x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
     x_copy = x.clone()
     return x, x_copy, ForwardRecorder(x_copy, speedups.replacements())
-
-
-def is_laid_out_anew(args: Any) -> bool:
-    """Whether maps in channels-last memory are copied, or are not, other than in contiguous memory.
-    """
-    if not args or not isinstance(args[0], Tensor):
-        return False
-    whole = args[0] if args[0]._base is None else args[0]._base
-    return whole.ndim == 4 and not whole.is_contiguous() and whole.stride(1) == 1
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,7 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     outputs, _, output, x = record_outputs(net, x, more)
     learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
     y_c, classes = first_score(output, target, task, len(x))
-    before = [each for each in learned if each.channels != classes]
-    if not before:  # as many maps as classes everywhere: but for the last layer, and what it is in
-        last = next((i for i, each in enumerate(learned) if each.is_leaf), 0)
-        before = learned[last + 1 :]
-    learned = before
+    learned = before_logits(learned, classes)
     # Before a global max-pooling few cells have a gradient. Where weights are zero, NaN passes, and
     # tells what the logit would depend on.
     for y, least, note in (y_c, LIVE, ""), (y_c, 0, ""), (y_c * torch.nan, 0, ZERO_HEAD):
@@ -92,6 +88,13 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
         if o.is_leaf and o.is_learned and o.grid.layout == "NCHW":
             return FoundLayer(o.name)
     raise InputError(NO_GRID)
+
+
+def before_logits(learned: list[LayerOutput], classes: int) -> list[LayerOutput]:
+    """Of a segmentation those that have not just as many maps as there are classes; where all have,
+    those before the last one, and before what that is in."""
+    last = next((i for i, each in enumerate(learned) if each.is_leaf), 0)
+    return [each for each in learned if each.channels != classes] or learned[last + 1 :]
 
 
 def early_note(outputs: Sequence[LayerOutput], layer: str) -> str:

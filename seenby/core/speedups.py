@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
@@ -120,7 +120,8 @@ def batch_norm(x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | 
     if training or x.shape[0] == 1:
         y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         if y.requires_grad and x.ndim == 4:
-            y.register_hook(made_contiguous)
+            # Its gradient is wrong in another memory order, for one picture and PyTorch 2.13.
+            y.register_hook(partial(laid_out, torch.contiguous_format))
         return y
     # In single precision at least, as in PyTorch's own: of 8 bits, scale and shift lose too much.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -132,26 +133,28 @@ def batch_norm(x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | 
     return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
-def made_contiguous(gradient: Tensor) -> Tensor | None:
-    """Hook: of one picture PyTorch 2.13 gets batch-norm's gradient wrong in other memory orders."""
-    try:
-        return None if gradient.is_contiguous() else gradient.contiguous()
-    except RuntimeError:  # not made for several targets at once
-        return None
-
-
 def view_any_layout(view: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Maps viewed as rows: channels-last memory can't be, so x itself is laid out anew.
 
     A copy would do, but for a network that writes through the view, and goes on with x.
     """
     if x.ndim == 4 and x.grad_fn and x.is_contiguous(memory_format=torch.channels_last):
-        x.register_hook(grad_to_channels_last)
+        # Where rows become maps again: of mixed layouts a pooling takes 9 times as long.
+        x.register_hook(partial(laid_out, torch.channels_last))
     try:
         return view(x, *args, **kwargs)
     except RuntimeError:
         x.data = x.contiguous()
         return view(x, *args, **kwargs)
+
+
+def is_laid_out_anew(args: Any) -> bool:
+    """Whether maps in channels-last memory are copied, or are not, other than in contiguous memory,
+    by one of LAYS_OUT."""
+    if not args or not isinstance(args[0], Tensor):
+        return False
+    whole = args[0] if args[0]._base is None else args[0]._base
+    return whole.ndim == 4 and not whole.is_contiguous() and whole.stride(1) == 1
 
 
 def as_strided(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -161,13 +164,15 @@ def as_strided(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x.as_strided(*args, **kwargs)
 
 
-def grad_to_channels_last(gradient: Tensor) -> Tensor | None:
-    """Hook where rows become maps again: of mixed layouts a pooling takes 9 times as long."""
-    with suppress(RuntimeError):  # not made for several targets at once
-        return gradient.contiguous(memory_format=torch.channels_last)
-    return None
+def laid_out(memory_format: torch.memory_format, gradient: Tensor) -> Tensor | None:
+    """Hook: the same gradient in a memory order."""
+    try:
+        return gradient.contiguous(memory_format=memory_format)
+    except RuntimeError:  # not made for several targets at once
+        return None
 
 
+LAYS_OUT = {"view", "view_as", "reshape", "flatten", "ravel", "contiguous", "to"}
 VIEWS = (Tensor.view, Tensor.view_as, Tensor.flatten, torch.flatten, Tensor.reshape, torch.reshape)
 REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     F.conv2d: conv2d,

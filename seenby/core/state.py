@@ -149,7 +149,7 @@ def snapshot_of_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int,
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
-    """And tensors that are kept like one, as plain attributes."""
+    """Buffers, and tensors that are kept like one, as plain attributes."""
     for module in modules:
         yield from (buffer for buffer in module._buffers.values() if buffer is not None)
         if not is_pytorchs(module):
@@ -159,8 +159,8 @@ def buffers_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 def restore_buffers(before: Sequence[tuple[Tensor, int, Tensor]]) -> None:
     """With its version, too: a graph of the caller's that needs the buffer would refuse another.
 
-    The numbers are compared, as not all that is written raises the version; but on a GPU, where
-    that takes longer than to write them.
+    The numbers are compared, as not all that is written raises the version; but on a GPU, for which
+    each comparison would wait.
     """
     for buffer, version, copy in before:
         if buffer.shape != copy.shape:

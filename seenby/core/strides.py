@@ -71,15 +71,16 @@ def is_even(pad: Any) -> bool:
 
 def moves_pixels(name: str, args: Any, kwargs: Any, out: Tensor) -> bool:
     """Whether pixels move, though the size may be kept."""
+    if name in ANYWHERE:
+        return True
     if name in ALONG:
         return not of_channels((*args[ALONG[name] :], kwargs.get("dims"), kwargs.get("dim")))
     if name == "getitem" and not out._is_view():
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         return len(index) > args[0].ndim - 2 or any(each is Ellipsis for each in index)
     # Where axes are moved, the last two lie otherwise in memory; in place, this can't be seen.
-    tensors = tensors_in((*args, *kwargs.values()))
-    x = next(tensors)
-    return name in ANYWHERE or x is out or x.stride()[-2:] != out.stride()[-2:]
+    x = next(tensors_in((*args, *kwargs.values())))
+    return x is out or x.stride()[-2:] != out.stride()[-2:]
 
 
 def of_channels(given: Iterable[Any]) -> bool:

@@ -15,7 +15,7 @@ from seenby.errors import InputError
 from seenby.inputs.classes import BETWEEN
 from seenby.inputs.pictures import Box, Picture
 from seenby.outputs.colors import Style, array_of, overlay
-from seenby.outputs.table import Row, explained_row, method_title, no_evidence
+from seenby.outputs.table import Row, explained_row, is_correct, method_title, no_evidence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +155,7 @@ def draw_column_heading(axes: Axes, x: float, y: float, heading: str, row: Row) 
         words = percents(words)
     if heading == "predicted":
         style = {"size": 13 if len(words) < 4 else 9, "weight": "bold"}
-        if row["label"] not in ("", row[heading]):  # crossed and framed: clear without colour too
+        if is_correct(row) is False:  # crossed and framed: clear without colour too
             frame = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "crimson"}
             words, style = f"{words} \N{BALLOT X}", style | {"color": "crimson", "bbox": frame}
     words, style["size"] = fitted(words, style["size"], style.get("weight", "normal"))

@@ -611,6 +611,11 @@ def named(page):
     return page.evaluate("list.map((i) => pictures[i].name)")
 
 
+def until_named(page, names):
+    """A link changes the address, and the page hears of it a moment later."""
+    until(page, f"list.map((i) => pictures[i].name).sort().join() === {','.join(sorted(names))!r}")
+
+
 def seen(page):
     """The names on the cards, in the order in which they stand on the page."""
     return page.locator("#grid .name").all_inner_texts()
@@ -762,9 +767,11 @@ def test_the_matrix_counts_and_leads_to_its_pictures(browser, out):
         label, predicted = next(pair for pair in counts if pair[0] != pair[1])
         page.locator(f"#matrix td a[aria-label^='label {label}, predicted {predicted}']").click()
         some = [row for row in rows if (row["label"], row["predicted"]) == (label, predicted)]
+        until_named(page, by(some))
         assert sorted(named(page)) == sorted(by(some))
         assert choice(page, "Label").input_value() == label
         page.go_back()
+        until(page, "list.length === 162")
         assert len(named(page)) == 162
 
 
@@ -779,6 +786,7 @@ def test_of_many_classes_the_most_frequent_mistakes_are_listed(browser, tmp_path
         assert first.inner_text() == "class 7 taken for class 12 50"
         assert page.locator("#pairs li").count() == 40
         first.get_by_role("link").click()
+        until(page, "list.length === 50")
         assert status(page) == "50 of 149 pictures"
 
 
@@ -1166,8 +1174,10 @@ def test_several_labels_in_the_browser(browser, tmp_path):
             "cat\t2\t2\t1", "(none)\t1\t1\t1", "dog\t2\t2\t2", "emu\t1\t1\t1",
         ]  # fmt: skip
         page.locator("#labels a[aria-label^='label cat:']").click()
+        until_named(page, ["a", "b"])
         assert sorted(named(page)) == ["a", "b"]
         page.locator("#labels a[aria-label^='predicted cat:']").click()
+        until_named(page, ["a", "d"])
         assert sorted(named(page)) == ["a", "d"]
         assert choice(page, "Predicted").locator("option").all_inner_texts() == [
             "any", "(none)", "cat", "dog", "emu",

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from seenby import InputError, explain
+from seenby.core import speedups
 
 X = torch.rand(2, 1, 28, 28)
 
@@ -143,7 +144,6 @@ REFUSED = {
     "lazy": (lazy, "the network has lazy layers, which have no weights yet; call it once with x"),
     "made in inference mode": (made_in_inference_mode, "the network was made under "
                                "torch.inference_mode, whose tensors take part in no gradient"),
-    "statistics": (with_statistics_of_inference_mode, "the network was made under torch.inf"),
 }  # fmt: skip
 
 
@@ -158,6 +158,16 @@ def test_networks_without_gradients_are_refused(kind, is_named):
         explain(net, X[:1], layer=layer)
     assert words in str(error.value)
     assert [module.training for module in net.modules()] == modes
+
+
+def test_statistics_of_inference_mode_are_explained_but_by_pytorchs_own_batch_norm():
+    net, usual = with_statistics_of_inference_mode().eval(), nn.BatchNorm2d(2).eval()
+    found = explain(net, X[:1], 0, "0")
+    net[1] = usual
+    torch.testing.assert_close(found.R, explain(net, X[:1], 0, "0").R)
+    assert found.R.any()
+    with speedups.off(), pytest.raises(InputError, match=r"made under torch\.inference_mode"):
+        explain(with_statistics_of_inference_mode(), X[:1], 0, "0")
 
 
 def test_how_the_lines_say_that_it_is_fixed():

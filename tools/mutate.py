@@ -205,8 +205,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "A overwritten where it was handed on": (
         RECORDER,
-        "if A._is_view() or any(A is given and A._version == v for given, v in self.inputs)",
-        "if False",
+        "        if is_shared:",
+        "        if False:",
     ),
     "ReLU in a view: clamped as the whole": (
         ACTIVATIONS,
@@ -417,10 +417,10 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "script: class: the least likely one": (SCRIPT, "y.argmax(1)", "y.argmin(1)"),
     "a view may be overwritten": (
-        RECORDER, "if A._is_view() or any(A is given", "if any(A is given",
+        RECORDER, "A._is_view() or any(A is each", "any(A is each",
     ),
     "what is given by name may be overwritten": (
-        RECORDER, "for given in tensors_in((*args, *kwargs.values()))", "for given in tensors_in(args)",
+        RECORDER, "tensors = tensors_in((*args, *kwargs.values()))", "tensors = tensors_in(args)",
     ),
     "a stride that is kept by chance": (
         STRIDES, "x.stride()[-2:] != out.stride()[-2:]", "False",
@@ -491,7 +491,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "stride: a map is forgotten with it": (STRIDES, "return UNKNOWN if is_map", "return None if is_map"),
     "stride: a pad to one side": (STRIDES, "abs(before - after) <= 1", "True"),
     "stride: kept by what works in place": (STRIDES, "if is_changed_in_place or", "if"),
-    "batch norm of one picture": (SPEEDUPS, "            y.register_hook(partial(laid_out, torch.contiguous_format))\n", "            pass\n"),
+    "batch norm of one picture": (SPEEDUPS, "    if training:\n", "    if training or len(x) == 1:\n"),
     "masks: NaN of another picture": (ACTIVATIONS, " | odd).all()", ").all()"),
     "state: what was thawed": (STATE, "                weight.requires_grad = False\n", "                pass\n"),
     "state: a buffer of another size": (STATE, "if buffer.shape != copy.shape:", "if False:"),
@@ -507,7 +507,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "tokens: cells that come last": (GRIDS, "if math.prod(maps[-1]) == K and", "if False and"),
     "tokens: windows are maps": (RECORDER, " and len(tensor) == self.B:", ":"),
     "copies that are written to": (RECORDER, "if any(copy._version != version", "if any(False"),
-    "a layer that works in place": (RECORDER, "any(A is given and A._version == v for", "any(A is given for"),
+    "a layer that works in place": (RECORDER, "any(A is each and A._version == version", "any(A is each"),
     "checkpoints of a batch": (SPEEDUPS, "|Recomputed values", ""),
     "compiled networks": (STATE, "if is_imported and not", "if False and not"),
     "compiled again too late": (STATE, "                _uncompiled.close()\n            _released", "                pass\n            _released"),

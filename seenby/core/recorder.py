@@ -18,6 +18,8 @@ from seenby.core.endings import ENDING, ENDINGS, ending_note
 from seenby.core.strides import STRIDE, STRIDE_POSITION, note_stride
 from seenby.errors import InputError
 
+unseen = torch._C.DisableTorchFunction  # within it, the recorder sees nothing
+
 
 class ForwardRecorder(TorchFunctionMode):
     """While it is active, every operation of a forward pass goes through it, however it is spelt.
@@ -59,8 +61,9 @@ class ForwardRecorder(TorchFunctionMode):
 
     def note_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook on the target layer, which may change what it is given."""
-        self.inputs = [(given, given._version) for given in tensors_in((*args, *kwargs.values()))
-                       if not given.is_inference()]
+        with unseen():
+            tensors = tensors_in((*args, *kwargs.values()))
+            self.inputs = [(each, each._version) for each in tensors if not each.is_inference()]
 
     def keep_activations(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Forward hook on the target layer; the network goes on with a copy of A.
@@ -69,12 +72,16 @@ class ForwardRecorder(TorchFunctionMode):
         """
         A = self.A = first_tensor(output)
         self.maps_before = [*self.maps]
-        if not isinstance(A, Tensor) or not A.is_floating_point():
-            return output
-        # Where others have the same numbers, which are not the layer's, and may overwrite them.
-        if A._is_view() or any(A is given and A._version == v for given, v in self.inputs):
+        with unseen():
+            if not isinstance(A, Tensor) or not A.is_floating_point():
+                return output
+            begins_graph = not A.requires_grad
+            # Where others have the same numbers, which are not the layer's, and may overwrite them.
+            is_shared = A._is_view() or any(A is each and A._version == version
+                                            for each, version in self.inputs)
+        if is_shared:
             A = self.A = A.clone()
-        if not A.requires_grad:
+        if begins_graph:
             A.requires_grad_()
             torch.set_grad_enabled(True)  # until the forward pass ends
         make = getattr(type(output), "_make", type(output))  # a named tuple's

@@ -318,7 +318,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "state: attributes stay": (STATE, "            restore(before)\n", ""),
     "state: PyTorch's layers are not looked at": (STATE, "[*map(vars, modules)]", "[vars(each) for each in modules if not is_pytorchs(each)]"),
-    "state: an empty cache stays full": (STATE, "if is_same(container, content):", "if not content or is_same(container, content):"),
+    "state: an empty cache stays full": (STATE, "if not (container or content) or", "if not content or"),
     "state: layers with hooks are PyTorch's own": (STATE, " and not has_hooks", ""),
     "state: what is in dicts stays": (STATE, "(dict, list, set, deque)", "(list, set, deque)"),
     "state: what is in lists stays": (STATE, "(dict, list, set, deque)", "(dict, set, deque)"),

@@ -126,7 +126,7 @@ def is_pytorchs(module: nn.Module) -> bool:
 def restore(before: Iterable[tuple[Any, Any]]) -> None:
     """Undo what changed since the snapshot, in place; what did not change is not touched."""
     for container, content in before:
-        if is_same(container, content):
+        if not (container or content) or is_same(container, content):  # most are empty
             continue
         container.clear()  # a Counter would add to what it has
         if isinstance(container, (dict, set)):

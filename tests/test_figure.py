@@ -12,7 +12,8 @@ from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from seenby import InputError, Picture, Style, draw_grid, explain, overlay
-from seenby.outputs.figure import PANELS, fitted, panel_image, panel_map, percent
+from seenby.outputs.figure import PANELS, panel_image, panel_map, percent
+from seenby.outputs.fonts import fitted
 from seenby.outputs.table import explained_row
 
 DIGITS = tuple("0123456789")

@@ -15,6 +15,7 @@ from seenby.errors import InputError
 from seenby.inputs.classes import BETWEEN
 from seenby.inputs.pictures import Box, Picture
 from seenby.outputs.colors import Style, array_of, overlay
+from seenby.outputs.fonts import fitted
 from seenby.outputs.table import Row, explained_row, is_correct, method_title, no_evidence
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ PANELS = {  # title and meaning, with the words of panel_words
     "overlay": ("Overlay", "the evidence on\nthe picture"),
 }
 SIGNED = ("guided", "guided-cam")
-WIDEST, SMALLEST = 57, 6  # points: a line over a column, and its letters
 HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
             "label": "label", "target": "maps for", "target_probability": "its probability",
             "cosine": "its cosine", "method": "method"}
@@ -160,19 +160,6 @@ def draw_column_heading(axes: Axes, x: float, y: float, heading: str, row: Row) 
             words, style = f"{words} \N{BALLOT X}", style | {"color": "crimson", "bbox": frame}
     words, style["size"] = fitted(words, style["size"], style.get("weight", "normal"))
     axes.text(x, y, words, ha="center", va="center", parse_math=False, **style)
-
-
-def fitted(words: str, size: float, weight: str) -> tuple[str, float]:
-    """Words and their size in points, to fit over a column: smaller letters, and then fewer."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(weight=weight, size=size)
-    ratio = WIDEST / max(1, text_to_path.get_text_width_height_descent(words, font, False)[0])
-    if ratio * size >= SMALLEST:
-        return words, min(size, ratio * size)
-    ends = int(len(words) * ratio * size / SMALLEST / 2) - 1  # without the dots in the middle
-    return f"{words[:ends]}...{words[-ends:]}", SMALLEST
 
 
 def percents(cell: str) -> str:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from seenby import InputError, Picture, Style, draw_grid, explain, overlay
 from seenby.outputs.figure import PANELS, panel_image, panel_map, percent
-from seenby.outputs.fonts import fitted
+from seenby.outputs.fonts import fitted, fonts_for, letters_of
 from seenby.outputs.table import explained_row
 
 DIGITS = tuple("0123456789")
@@ -185,6 +185,26 @@ def test_what_stands_over_a_column_is_no_wider_than_it(words, weight, size):
         assert words.startswith(first)
         assert words.endswith(last)
         assert width > 45  # no shorter than it must be
+
+
+def test_letters_that_the_usual_font_lacks_come_from_another(column, monkeypatch):
+    """\U0001d434 is in DejaVu Serif, which comes with matplotlib, and not in DejaVu Sans."""
+    picture, explanation = column()
+    named = replace(picture, name="\U0001d434 7")
+    families, lacking = fonts_for(named.name)
+    assert (families[0], lacking) == ("sans-serif", set())
+    assert "\U0001d434" in letters_of(findfont(FontProperties(family=families[1:])))
+    figure = draw_grid([named], [explanation], DIGITS)
+    assert [text.get_fontfamily() for text in figure.axes[0].texts[:2]] == [families, families[:1]]
+    assert not any("no font" in text for text in texts(figure))
+
+    fonts_for.cache_clear()
+    monkeypatch.setattr(fontManager, "ttflist", [])
+    with pytest.warns(UserWarning, match="Glyph 119860"):  # as Matplotlib says, too
+        bare = draw_grid([named], [explanation], DIGITS)
+    fonts_for.cache_clear()
+    assert texts(bare)[-1] == "no font here has U+1D434: install one that does"
+    assert bare.get_figheight() == pytest.approx(figure.get_figheight() + 0.2)
 
 
 def test_names_are_never_read_as_mathematics(column):

@@ -15,7 +15,7 @@ from seenby.errors import InputError
 from seenby.inputs.classes import BETWEEN
 from seenby.inputs.pictures import Box, Picture
 from seenby.outputs.colors import Style, array_of, overlay
-from seenby.outputs.fonts import fitted
+from seenby.outputs.fonts import fitted, fonts_for, letters_note
 from seenby.outputs.table import Row, explained_row, is_correct, method_title, no_evidence
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ SIGNED = ("guided", "guided-cam")
 HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
             "label": "label", "target": "maps for", "target_probability": "its probability",
             "cosine": "its cosine", "method": "method"}
+NAMES = ("image", "predicted", "label", "target")  # those of them that people give
 
 
 def panel_words(explanations: Sequence[Explanation]) -> dict[str, str]:
@@ -88,7 +89,8 @@ def draw_grid(pictures: Sequence[Picture], explanations: Sequence[Explanation],
     width, height = left + cell * len(rows) + right, top + cell * len(style.panels)
     spare = max(0, 1.4 * height - width) / 2  # of few pictures too the sheet is landscape
     left, width = left + spare, width + 2 * spare
-    note = cells_note(explanations)
+    names = "".join(row[heading] for row in rows for heading in {*headings} & {*NAMES})
+    note = "; ".join(filter(None, (cells_note(explanations), letters_note(names))))
     height += 0.2 * bool(note)
     figure = Figure((width, height), dpi=300)
     # One axes holds all the small images: an axes for each would take most of the run's time.
@@ -159,7 +161,8 @@ def draw_column_heading(axes: Axes, x: float, y: float, heading: str, row: Row) 
             frame = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "crimson"}
             words, style = f"{words} \N{BALLOT X}", style | {"color": "crimson", "bbox": frame}
     words, style["size"] = fitted(words, style["size"], style.get("weight", "normal"))
-    axes.text(x, y, words, ha="center", va="center", parse_math=False, **style)
+    axes.text(x, y, words, ha="center", va="center", parse_math=False,
+              family=fonts_for(words)[0], **style)
 
 
 def percents(cell: str) -> str:

@@ -148,6 +148,11 @@ def rows_of(table: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def percent(probability: str) -> str:
+    """As the figure has it: never rounded to certainty."""
+    return f"{float(probability):.1%}" if float(probability) < 0.9995 else ">99.9%"
+
+
 def counted(rows: list[Row]) -> Facts:
     """Of the digits' table: right is counted among those that have a label."""
     labelled = [row for row in rows if row["label"]]
@@ -155,7 +160,8 @@ def counted(rows: list[Row]) -> Facts:
         "digits": len(rows),
         "labelled": len(labelled),
         "right": sum(row["predicted"] == row["label"] for row in labelled),
-        "probabilities": [row["probability"] for row in rows],
+        "least": percent(min(row["probability"] for row in rows)),
+        "most": percent(max(row["probability"] for row in rows)),
         "framed": sum(SID_a4.FRAMED in row["note"] for row in rows),
         "empty": sum(SID_a4.NO_EVIDENCE in row["note"] for row in rows),
     }

@@ -149,6 +149,9 @@ def test_a_network_that_takes_more_than_pictures():
     torch.testing.assert_close(found.logits, 2 * plain(x) + date[:, None])
     named = explain(net, x, 3, kwargs={"date": date, "scale": 2.0})
     assert torch.equal(named.R, found.R)
+    for given in ({"args": date}, {"args": None}, {"kwargs": [("date", date)]}):
+        with pytest.raises(InputError, match=r"were given; give args=\(mask,\), say, or kwargs="):
+            explain(net, x, 3, **given)
     for given in ({}, {"kwargs": {"dates": date}}, {"args": (date, date)}):
         for layer in (None, "conv2"):
             with pytest.raises(InputError, match=r"takes more than pictures \(.*; give the r"):

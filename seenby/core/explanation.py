@@ -138,7 +138,7 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
         raise InputError(f"methods {methods!r} was given; give a list of methods")
     for method in methods:
         require_method(method)
-    targets, more = expand_targets(targets), MoreInputs(args, kwargs or {})
+    targets, more = expand_targets(targets), MoreInputs(args, {} if kwargs is None else kwargs)
     if not targets:
         return []
     with (torch.inference_mode(False), torch.enable_grad(), borrowed(net),

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from seenby.core import speedups
 from seenby.core.activations import ACTIVATIONS, Activations, tensors_in
+from seenby.core.checks import described
 from seenby.core.endings import ENDING, ENDINGS, ending_note
 from seenby.core.strides import STRIDE, STRIDE_POSITION, note_stride
 from seenby.errors import InputError
@@ -133,6 +134,12 @@ class MoreInputs:
 
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.args, (tuple, list)) or not isinstance(self.kwargs, Mapping):
+            given = f"args {described(self.args)} and kwargs {described(self.kwargs)}"
+            raise InputError(f"{given} were given; give args=(mask,), say, or kwargs="
+                             "{'mask': mask}")
 
     def call(self, net: nn.Module, x: Tensor) -> Any:
         args = map(ordinary, self.args)

@@ -261,6 +261,8 @@ def test_a_network_of_ones_own_that_fails(own, name, words):
         load_network(own + name)
     with pytest.raises(InputError, match=r"nowhere.py:Net raised FileNotFoundError"):
         load_network("nowhere.py:Net")
+    with pytest.raises(InputError, match="weights pretrained was given, but .* brings none of its"):
+        load_network(own + "Net", "pretrained")
 
 
 def test_a_network_that_is_made_already(own, tmp_path):

@@ -200,8 +200,8 @@ def timm_network(name: str, weights: str) -> Network:
 def file_network(model: str, weights: str | None) -> Network:
     """NAME of FILE.py: a network, or a class or a function that is called and gives one."""
     if weights == "pretrained":
-        raise InputError(f"--weights pretrained was given, but {model} brings none of its own; give "
-                         "a checkpoint, or leave --weights away where the file loads one")
+        raise InputError(f"--weights pretrained was given, but {model} brings none; give a "
+                         "checkpoint, or leave --weights away where the file loads one")
     path, name = Path(model.rpartition(":")[0]), model.rpartition(":")[2]
     if (folder := str(path.absolute().parent)) not in sys.path:
         sys.path.insert(0, folder)  # for what it imports itself

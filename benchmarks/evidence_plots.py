@@ -87,7 +87,7 @@ def draw_sanity(found: Tree, axes: Axes) -> None:
     axes.set(xlabel="random from the top down to", ylabel="rank correlation", ylim=(-0.5, 1.05))
     axes.set_xticks(x, ["none", *layers])
     axes.set_yticks([0, 0.5, 1])
-    axes.legend(frameon=False, loc="lower center", fontsize=6, ncols=2)
+    axes.legend(frameon=False, loc="lower center", fontsize=6, ncols=2, handlelength=3.5)
 
 
 def draw_controls(found: Tree, axes: Axes) -> None:

@@ -118,7 +118,7 @@ def forest_of(trust: Trust) -> Any:
     right = f", {trust.correct} of {trust.labelled} read right" if trust.labelled else ""
     counts = f"{trust.pictures} pictures x {trust.sets} sets{right}"
     own, reach = (weaker(trust.correlation[name])[0] for name in (OWN, COVERINGS))
-    counts += f"\nthey score {own:.2f}, where {max(own, reach):.2f} can be reached"
+    counts += f"\nthey score {own:.2f}, maps made of half of the coverings {reach:.2f}"
     return draw_forest(trust.headline, counts, {
         "the maps, less those of": {words: trust.minus[name] for name, words in ROWS.items()},
         "the default, less": trust.default_minus,

@@ -266,6 +266,31 @@ def test_memory_and_long_runs_are_the_benchmarks():
     assert f"by up to {apart:.2f} of their maximum" in page
 
 
+def test_what_is_said_of_a_gpu_was_measured():
+    page = " ".join(DOCS["docs/speed.md"].partition("## On a GPU")[2].split())
+    found = json.loads(ROOT.joinpath("benchmarks", "gpu.json").read_text())
+    run, written = found["run: stage by stage"], found["run: and two pictures for each"]
+    shares, both = run["share of the batches' time"], found["run: table and figure, batches of 64"]
+    assert found["environment"]["torch"].startswith("2.11.")
+    assert "PyTorch 2.11 with CUDA 13.0" in page
+    for words in (
+        f"take {both['seconds']:.1f} s, {both['pictures per second']:.0f} pictures per second, and "
+        f"{both['GPU MiB'] / 1000:.1f} GB",
+        f"the network has {shares['network']:.0%}".replace("%", " %"),
+        f"preparing the pictures {shares['prepare']:.0%}".replace("%", " %"),
+        f"decoding (by four workers) {shares['decode']:.0%}".replace("%", " %"),
+        f"transfers {shares['transfer'] + shares['transfer back']:.0%}".replace("%", " %"),
+        f"With two pictures written for each it is {written['pictures per second']:.0f} per second",
+    ):
+        assert words in page
+    nets = [found[f"maps: {net}"] for net in ("course", "resnet50", "vit_b_16")]
+    apart = [max(net["float32"].values()) for net in nets]
+    assert max(apart) < 8e-5
+    assert max(max(net["float64"].values()) for net in nets) < 1e-14
+    assert f"ResNet-50 are {nets[1]['float32 as PyTorch is set']['R']:.3f} away" in page
+    assert found["smoke: no memory"]["tried"][0] == 4096
+
+
 def test_how_far_it_goes_is_calculated_from_the_benchmarks():
     page = " ".join(DOCS["docs/speed.md"].partition("## How far it goes")[2].split())
     explaining = resnet50()["seconds"]["seenby"] * SCALE["cores"] / 32  # core-seconds a picture
@@ -294,8 +319,8 @@ def test_the_numbers_of_placement_are_the_studys():
     agreement = evidence["placement"]["course, other seeds"]["pad"]["0"]
     gain, own = (agreement[f"{which}, rule's minus this"][0] for which in ("own", "difference"))
     text = " ".join(README.split())
-    assert f"of the {gain:.2f} by which the right place raises" in text
-    assert f"{own:.2f} is the digit's own" in text
+    assert f"raises its correlation with occlusion by {gain:.2f}; but another digit's" in text
+    assert f"map gains {gain - own:.2f} by this" in text
     shifts = evidence["placement"]["ResNet-32, CIFAR-10"]["shift"]
     page = " ".join(DOCS["docs/placement.md"].split())
     here, there = (shifts[shift]["own"][0] for shift in ("0 0", "-0.5 -0.5"))

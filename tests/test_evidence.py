@@ -370,6 +370,10 @@ def test_the_pages_count_the_verdicts():
     assert called_right == 0
     assert f"Of {wrong:,} judgements of wrong maps, none called them right. 43 said" in page
     assert f"of {wrong:,} judgements of maps that were made wrong, none called" in readme
+    beside = [evidence_plots.accepted(each, ["pad off by 3"]) for each in KEPT["trust"].values()]
+    called_right, all_beside = map(sum, zip(*beside, strict=True))
+    assert f"{called_right} of {all_beside} called maps right that lie three cells" in readme
+    assert f"in {called_right} judgements of {all_beside}" in page
     at_full = {name: each["verdicts"]["default"][str(each["pictures"])]
                for name, each in KEPT["trust"].items()}  # fmt: skip
     points = sum("points" in of for of in at_full.values())
@@ -468,6 +472,22 @@ def test_what_the_words_claim_is_so():
     squeeze = KEPT["placement"]["SqueezeNet, ImageNet"]["pad"]
     assert max(squeeze, key=lambda pad: squeeze[pad]["own"]) == "-0.5"  # the rule's is 0.5
     assert f"one, by {-squeeze['-0.5'][f'own, {AWAY}'][0]:.2f}, on SqueezeNet" in PAGE
-    averaged = [-resnet["-0.5"][f"averaged, {AWAY}"][0], -squeeze["-0.5"][f"averaged, {AWAY}"][0]]
-    assert "are, by {:.2f} and {:.2f}.".format(*averaged) in PAGE
+    def less(interval):  # of what the rule has more
+        mean, low, high = interval
+        return f"{-mean:.2f} ({-high:.2f} to {-low:.2f})".replace("-0.00", "0.00")
+
+    page = " ".join(PAGE.split())
+    blurred = f"averaged, {AWAY}"
+    both = less(resnet["-0.5"][blurred]), less(squeeze["-0.5"][blurred])
+    assert "pad is better by {} and {}, which is no difference".format(*both) in page
+    assert max(pads, key=lambda pad: pads[pad]["averaged"]) == "5"
+    assert f"5 is better than the rule's 3 by {less(pads['5'][blurred])}" in page
+    own = pads["1"][f"difference, {AWAY}"]
+    assert "gain is {:.2f} ({:.2f} to {:.2f})".format(*own) in page
     assert KEPT["two_objects"]["SqueezeNet, dog and cat"]["gradcam"]["more than half"][0] == 1
+    shares = [{method: KEPT["two_objects"][who][method]["share on its own"][0]
+               for method in ("guided", "gradcam")}
+              for who in ("small CNN, shapes", "SqueezeNet, pasted pairs")]
+    words = "{:.2f} to {:.2f} of it lies on that object, where Grad-CAM has {:.2f} to {:.2f}"
+    maps = " ".join(evidence_plots.PAGE.with_name("maps.md").read_text().split())
+    assert words.format(*(share[m] for m in ("guided", "gradcam") for share in shares)) in maps

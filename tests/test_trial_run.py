@@ -69,14 +69,14 @@ def test_the_account_the_record_and_the_plot(tried):
         assert plot.width == 945  # 8 cm at 300 dpi
 
 
-def test_the_plot_says_what_can_be_reached(tried):
+def test_the_plot_says_what_the_coverings_reach(tried):
     record = trial_in(tried[0])
     own, reach = (min(record["correlation"][name].values(), key=itemgetter(1))[0]
                   for name in ("own", "coverings"))
     plot = forest_of(Trust(**{field.name: record[field.name] for field in fields(Trust)}))
     assert plot.get_suptitle().splitlines()[-2:] == [
         "8 pictures x 24 sets, 8 of 8 read right",
-        f"they score {own:.2f}, where {reach:.2f} can be reached",
+        f"they score {own:.2f}, maps made of half of the coverings {reach:.2f}",
     ]
 
 

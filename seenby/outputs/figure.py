@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PANELS = {  # title and meaning, with the words of panel_words
     "raw": ("Raw", "what the\nnetwork sees"),
-    "cam": ("{cam}", "where the\nevidence {lies}"),
+    "cam": ("{cam}", "{evidence}"),
     "guided": ("{guided}", "what brighter\npixels would do"),
     "guided-cam": ("{guided_cam}", "pixels within\nthe evidence"),
     "overlay": ("Overlay", "the evidence on\nthe picture"),
@@ -40,15 +40,17 @@ def panel_words(explanations: Sequence[Explanation]) -> dict[str, str]:
     """What the panels are called: after the method, and never guided where nothing guides."""
     methods = {METHODS[explanation.method].title for explanation in explanations}
     against = {METHODS[explanation.method].against for explanation in explanations}
-    lies = "lies"
+    evidence = "where the\nevidence lies"
     if True in against:
-        lies = "lies, or\nagainst it" if False in against else "against it lies"
+        evidence = "where evidence\nlies against it"
+        if False in against:
+            evidence = "evidence for it,\nor against it"
     guided = "Plain"
     if explanations[0].relu_calls:
         guided = "Partly guided" if explanations[0].other_activations else "Guided"
     return {
         "cam": methods.pop() if len(methods) == 1 else "CAM",
-        "lies": lies,
+        "evidence": evidence,
         "guided": f"{guided}\n{'Backprop' if guided != 'Plain' else 'gradient'}",
         "guided_cam": f"{guided}\n{'Grad-CAM' if guided != 'Plain' else 'grad. x CAM'}",
     }

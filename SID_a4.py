@@ -25,7 +25,6 @@ import logging
 import re
 import signal
 import sys
-import textwrap
 import time
 import warnings
 from collections import Counter
@@ -104,7 +103,7 @@ class Explanation(NamedTuple):
 
 def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
             layer: nn.Module | None = None) -> Explanation:
-    """Explains one class for all pictures x (B, 1, H, W), one for each, or the predicted ones.
+    """Explains pictures x (B, 1, H, W). target: a class, one for each, or None: the predicted ones.
 
     The layer is net.conv2, whose pad is PAD; another needs its own. The network stays as it was.
     """
@@ -122,7 +121,7 @@ def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
     with layer.register_forward_hook(keep_A), layer.register_full_backward_hook(keep_dyc_dA):
         logits, c, _ = forth_and_back(net, x, target)
     A, dyc_dA = seen["A"], seen["dyc_dA"]  # (B, K, u, v)
-    alpha = dyc_dA.mean((2, 3))  # eq. 1: mean over 64 cells of dy_c/dA_k; pooling leaves 16 not 0
+    alpha = dyc_dA.mean((2, 3))  # eq. 1: over 64 cells, of which max-pooling leaves 16 at most
     # Eq. 2: L_c = ReLU(sum over k of alpha_k A_k). For and against are summed first, cell by cell;
     # then the ReLU drops the cells where against wins. A is taken before its own ReLU: where A_k
     # and alpha_k are both negative, the lack of a pattern that speaks against c counts for c.
@@ -137,7 +136,7 @@ def explain(net: nn.Module, x: Tensor, target: Any = None, pad: int = PAD,
 
 def forth_and_back(net: nn.Module, x: Tensor, target: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Forward to the logits y (B, 10), then backward from y_c: y, c (B,) and dy_c/dx like x."""
-    with torch.inference_mode(False), torch.enable_grad():  # gradients may be switched off
+    with torch.inference_mode(False), torch.enable_grad():  # also if a caller's are off
         x = x.detach().clone().requires_grad_()  # there is a way back, even if weights are frozen
         y = net(x)
         c = y.argmax(1) if target is None else torch.as_tensor(target).long().expand(len(x))
@@ -210,13 +209,12 @@ def read_pictures(sources: Iterable[str | Path], invert: bool = False) -> list[P
     pictures: dict[str, Picture] = {}
     for path in (path for source in sources for path in files_in(Path(source))):
         try:
-            found = read_json(path) if path.suffix.lower() == ".json" else read_image(path, invert)
+            read = read_json if path.suffix.lower() == ".json" else read_image
+            found = read(path, invert)
         except Exception as error:  # broken files make decoders raise almost anything
             found = [Picture(path.stem, None, note=f"{path} can't be read ({error}); {GIVE}")]
         for name, image, label, note in found:
-            if image and invert and note != FRAMED:
-                image = ImageOps.invert(image)
-            elif image and not note and np.median(np.asarray(image)[[0, -1]]) > 127:
+            if image and not (invert or note) and np.median(np.asarray(image)[[0, -1]]) > 127:
                 note = "bright border: of dark ink on white add --invert, else save it on black"
             name = re.sub(r"[^\w.-]+", "_", name)[:50].strip("._-") or "picture"  # safe as a file's
             while name.casefold() in pictures:
@@ -235,7 +233,7 @@ def files_in(source: Path) -> list[Path]:
     return [file for file in files if file.name != EXAMPLES] or files
 
 
-def read_json(path: Path) -> list[Picture]:
+def read_json(path: Path, invert: bool) -> list[Picture]:
     """A list of pictures or a dict of name -> picture: its pixels, or {"image": .., "label": 7}."""
     content = json.loads(path.read_bytes())
     if isinstance(content, list):
@@ -258,6 +256,7 @@ def read_json(path: Path) -> list[Picture]:
         between = white == 255 and values.max() < 2 and (values % 1).any()  # it fits neither range
         if 0 <= values.min() <= values.max() <= white * 1.000001 and not between:
             image = Image.fromarray((values * 255 / white).round().clip(0, 255).astype(np.uint8))
+            image = ImageOps.invert(image) if invert else image
         else:
             note = f"{name} in {path} is no such picture; {GIVE}"
         pictures.append(Picture(name, image, "" if note else label, note))
@@ -278,7 +277,7 @@ def read_image(path: Path, invert: bool) -> list[Picture]:
     folder = path.absolute().parent.name
     label = folder if folder in [*"0123456789"] else ""  # a folder named 7 holds sevens
     if image.size == (28, 28):
-        return [Picture(path.stem, image, label)]
+        return [Picture(path.stem, ImageOps.invert(image) if invert else image, label)]
     return [Picture(path.stem, framed(image, invert), label, FRAMED)]
 
 
@@ -358,7 +357,8 @@ def draw_grid(pictures: Sequence[Picture], explanation: Explanation) -> Figure:
         if i % BAND == 0:
             draw_margins(axes, x - 0.1, x + wide + 0.02, y, heads)
         for k, head in enumerate(heads):
-            words, style = row[head][-11:], dict[str, Any](size=9, color="0.25")  # a name's end
+            words, style = row[head], dict[str, Any](size=9, color="0.25")
+            words = words if len(words) < 11 else "..." + words[-8:]  # names tell by their ends
             if head == "probability":
                 words = f"{float(words):.1%}" if float(words) < 0.9995 else ">99.9%"
             elif head == "predicted":  # where it is wrong, crossed: clear without colour, too
@@ -458,7 +458,7 @@ def account(options: Any, net: CourseCNN, rows: list[dict[str, str]], seconds: f
     labels = Counter(row["label"] for row in explained if row["label"])
     right = Counter(row["label"] for row in explained if row["label"] == row["predicted"])
     hits, of = sum(right.values()), sum(labels.values())
-    counts = ", ".join(f"{c}_{right[c]}/{labels[c]}" for c in sorted(labels))  # _: don't wrap here
+    counts = [f"{c} {right[c]}/{labels[c]}" for c in sorted(labels)]
     notes = Counter(note for row in explained for note in row["note"].split("; ") if note)
     if any(file.name == EXAMPLES for source in options.images for file in files_in(source)):
         notes["these are the example digits: put your own into data/"] = n
@@ -471,7 +471,7 @@ def account(options: Any, net: CourseCNN, rows: list[dict[str, str]], seconds: f
         f"pictures  {n} explained in {seconds:.1f} s" + f", {skipped} skipped" * (skipped > 0)
         + f"; the figure shows the first {shown} of {n}" * (n > shown),
         *[f"accuracy  {hits} of {of} with a label are right ({hits / max(1, of):.1%})"] * (of > 0),
-        *(f"          {line}".replace("_", " ") for line in textwrap.wrap(counts, 70)),
+        *(f"          {', '.join(five)}" for five in (counts[:5], counts[5:]) if five),
         *(f"note      {words} ({number})" for words, number in notes.items()),
         f"written   {options.out / STEM}.png and .csv; gradcam/ and raw/ beside them",
     ]

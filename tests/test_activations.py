@@ -215,6 +215,42 @@ def test_a_relu_that_is_a_function_of_autograd_is_not_called_guided():
     assert explanation.other_activations == ("clamp in an autograd.Function",)
 
 
+class Clamp(torch.autograd.Function):
+    """It bears the name of one of PyTorch's nodes, and hands its gradient through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.maximum(x, torch.zeros_like(x))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class ReLU(Clamp):
+    pass
+
+
+@pytest.mark.parametrize("function", [Clamp, ReLU])
+def test_a_function_is_not_taken_for_the_node_whose_name_it_bears(function):
+    x, net = torch.randn(2, 2, 8, 8).double(), TwoConvolutions(function.apply).double().eval()
+    found, leaf = explain(net, x, 1), x.clone().requires_grad_()
+    assert (found.relu_calls, found.other_activations) == (0, ("maximum in an autograd.Function",))
+    torch.testing.assert_close(found.R, torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)[0])
+
+
+def test_the_gradient_of_a_relu_that_a_network_takes_itself_is_not_guided():
+    class Energy(TwoConvolutions):
+        def forward(self, x):
+            y = super().forward(x)
+            (gradient,) = torch.autograd.grad(y.logsumexp(1).sum(), x, create_graph=True)
+            return y + gradient.mean()
+
+    x = torch.randn(2, 2, 8, 8).double()
+    relus = explain(TwoConvolutions(F.relu).double().eval(), x, 1).relu_calls
+    assert explain(Energy(F.relu).double().eval(), x, 1).relu_calls == relus > 0
+
+
 @pytest.mark.parametrize(
     ("name", "relus", "others"),
     [("efficientnet_b0", 0, {"silu", "sigmoid"}), ("convnext_tiny", 0, {"gelu"}),

@@ -22,6 +22,7 @@ BOUNDS = {
 }  # fmt: skip
 BOUNDED = {"relu", "relu6", "clamp", "clamp_min", "clip", "hardtanh", "threshold", "leaky_relu"}
 MASKING = {"mul", "multiply", "where", "setitem", "masked_fill", "masked_scatter", "index_put"}
+MAXIMUM = {"maximum", "max", "fmax"}
 MINIMUM, MAX_POSITION = {"minimum", "min", "fmin"}, {"clamp": 2, "clip": 2, "clamp_max": 1}
 SIGN_OF = "_seenby_sign_of"  # what is noted on a mask
 SIGNS, CASTS = {"gt", "ge", "lt", "le"}, {"to", "float", "double", "half", "type", "type_as",
@@ -31,7 +32,8 @@ OTHER_ACTIVATIONS = {
     "softplus", "softsign", "hardtanh", "tanh", "sigmoid", "hardsigmoid", "log_sigmoid", "glu",
     "hardshrink", "softshrink", "tanhshrink", "where", "abs", "lstm", "gru", "rnn_tanh", "rnn_relu",
 }  # fmt: skip
-ACTIVATIONS = {*BOUNDED, *MASKING, *MINIMUM, *MAX_POSITION, *SIGNS, *CASTS, *OTHER_ACTIVATIONS}
+ACTIVATIONS = {*BOUNDED, *MASKING, *MAXIMUM, *MINIMUM, *MAX_POSITION, *SIGNS, *CASTS,
+               *OTHER_ACTIVATIONS}
 # What a node is called where no function of PyTorch was seen to make it, as within TorchScript.
 HIDDEN = {name.replace("_", ""): name for name in OTHER_ACTIVATIONS} | {
     "prelukernel": "prelu", "differentiablegraph": "TorchScript",
@@ -75,6 +77,8 @@ class Activations:
     def note(self, name: str, result: Any, args: Any, kwargs: Any) -> None:
         """Note what is no mask. Whether it is a ReLU can be told by its node, and only by that."""
         results = [tensor for tensor in tensors_in((result,)) if tensor.is_floating_point()]
+        if name in MAXIMUM and not any(map(is_zero, tensors_in((*args, *kwargs.values())))):
+            return
         if not any(tensor.requires_grad for tensor in results):
             inputs = tensors_in((*args, *kwargs.values()))
             if results and any(tensor.requires_grad for tensor in inputs):
@@ -95,7 +99,7 @@ class Activations:
         for node in nodes:
             kind = kind_of(node.name())
             if kind in KINDS and node._sequence_nr() < self.end:
-                if is_relu(kind, node):
+                if not is_function(node) and is_relu(kind, node):
                     relus.add(node)
                 elif kind in HIDDEN and node not in noted and node not in relus:
                     hidden.add(HIDDEN[kind])
@@ -112,8 +116,8 @@ def is_view(value: Any) -> bool:
 
 @cache
 def kind_of(name: str) -> str:
-    """A node of the name ReluBackward0 is of the kind relu."""
-    return name.rpartition("::")[2].partition("Backward")[0].lower()
+    """A node of the name ReluBackward0 is of the kind relu; ReluBackwardBackward0 is not."""
+    return name.rpartition("::")[2].rstrip("0123456789").removesuffix("Backward").lower()
 
 
 def is_relu(kind: str, node: Any) -> bool:

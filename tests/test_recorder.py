@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import DigitCNN, grad_cam_oracle
+from oracles import DigitCNN, assert_same, grad_cam_oracle
 from torch import nn
 
 from seenby import InputError, explain
@@ -31,6 +31,131 @@ def test_maps_are_those_of_the_layer_although_an_in_place_operation_follows(inpl
     torch.testing.assert_close(explanation.L_c, expected)
     assert A.min() < -1
     assert not torch.allclose(expected, grad_cam_oracle(lambda A: fc(A.flatten(1)), A, [1, 1]))
+
+
+class Tapped(nn.Module):
+    """Reads its maps by hooks of its own, as feature extractors do; a ReLU overwrites them."""
+
+    def __init__(self, inplace=True):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace), nn.Conv2d(4, 4, 3),
+                                  nn.ReLU(inplace))
+        self.head, self.taps = nn.Linear(8, 3), {}
+        for i in (0, 2) if inplace else (1, 3):
+            self.body[i].register_forward_hook(
+                lambda _module, _args, output, i=i: self.taps.__setitem__(i, output))
+
+    def forward(self, x):
+        self.body(x)
+        return self.head(torch.cat([tap.mean((2, 3)) for tap in self.taps.values()], 1))
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("layer", ["body.0", "body.2"])
+def test_a_network_that_holds_the_maps_sees_them_overwritten(layer, guided):
+    net, plain = Tapped().double(), Tapped(inplace=False).double()
+    plain.load_state_dict(net.state_dict())
+    x = torch.randn(2, 1, 9, 9).double()
+    found, expected = (explain(each, x, 1, layer, guided=guided) for each in (net, plain))
+    torch.testing.assert_close(found.logits, net(x).detach())
+    assert_same(found, expected)
+    assert found.L_c.any()
+
+
+class Compared(nn.Module):
+    """Two pictures by one body; the other one comes first, or last."""
+
+    def __init__(self, is_last):
+        super().__init__()
+        self.body, self.is_last = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), is_last
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x, other):
+        if self.is_last:
+            x, other = self.body(x), self.body(other)
+        else:
+            other, x = self.body(other), self.body(x)
+        return self.head(torch.cat([x.mean((2, 3)), other.mean((2, 3))], 1))
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize("layer", [None, "body", "body.0"])
+def test_the_maps_are_those_of_the_pictures_and_not_of_what_they_are_compared_with(
+        layer, is_last, guided):
+    net, (x, other) = Compared(is_last).double(), torch.rand(2, 3, 1, 9, 9).double()
+    found = explain(net, x, 1, layer, args=(other,), guided=guided)
+    is_whole = found.layer == "body"
+    A = (net.body if is_whole else net.body[0])(x).detach()
+
+    def head(A):
+        seen = A if is_whole else F.relu(A)
+        both = seen.mean((2, 3)), net.body(other).mean((2, 3))
+        return net.head(torch.cat(both, 1))
+
+    torch.testing.assert_close(found.L_c, grad_cam_oracle(head, A, [1, 1, 1]))
+    assert found.stride == (1, 1)
+
+
+class HooksItself(nn.Module):
+    """As a network of a well-known lesson does, it keeps a gradient by a hook of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        h.register_hook(lambda gradient: None)
+        return {"logits": self.head(self.b(h).relu().mean((2, 3)))}
+
+
+def test_grad_cam_alone_of_a_network_that_hooks_its_own_maps():
+    net, x = HooksItself().double(), torch.rand(2, 1, 9, 9).double()
+    alone, both = explain(net, x, 1, guided=False), explain(net, x, 1)
+    assert (alone.layer, alone.R) == ("b", None)
+    torch.testing.assert_close(alone.L_c, both.L_c)
+
+
+class FrozenBody(HooksItself):
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.b(self.a(x).relu())
+        return {"logits": self.head(h.relu().mean((2, 3)))}
+
+
+def test_grad_cam_alone_of_a_network_without_gradients_before_its_head():
+    net, x = FrozenBody().double(), torch.rand(2, 1, 9, 9).double()
+    found = explain(net, x, 1, "b", guided=False)
+    A = net.b(net.a(x).relu()).detach()
+    expected = grad_cam_oracle(lambda A: net.head(F.relu(A).mean((2, 3))), A, [1, 1])
+    torch.testing.assert_close(found.L_c, expected)
+
+
+def test_a_layer_that_gives_a_view_twice_is_one_layer():
+    class Both(nn.Module):
+        def __init__(self, is_view):
+            super().__init__()
+            self.conv, self.is_view = nn.Conv2d(1, 8, 3), is_view
+
+        def forward(self, x):
+            h = self.conv(x).chunk(2, 1)[0]
+            h = h if self.is_view else h.clone()
+            return h, h
+
+    class Skips(nn.Module):
+        def __init__(self, is_view):
+            super().__init__()
+            self.both, self.head = Both(is_view), nn.Linear(8, 3)
+
+        def forward(self, x):
+            on, skip = self.both(x)
+            return self.head(torch.cat([on.relu().mean((2, 3)), skip.mean((2, 3))], 1))
+
+    view, own = Skips(True).double(), Skips(False).double()
+    own.load_state_dict(view.state_dict())
+    x = torch.rand(2, 1, 9, 9).double()
+    assert_same(explain(view, x, 1, "both"), explain(own, x, 1, "both"))
 
 
 class Half(nn.Module):

@@ -196,8 +196,14 @@ class Again(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-def test_a_last_call_without_a_gradient_is_not_chosen():
-    assert find_layer(Again(), torch.rand(1, 1, 12, 12)) == FoundLayer("conv1")
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_last_call_without_a_gradient_is_passed_over(guided):
+    net, x = Again().double(), torch.rand(2, 1, 12, 12).double()
+    assert find_layer(net, x[:1]) == FoundLayer("conv2")
+    found = explain(net, x, 0, guided=guided)
+    plain = nn.Sequential(net.conv1, net.conv2, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head)
+    torch.testing.assert_close(found.L_c, explain(plain, x, 0, "1").L_c)
+    assert found.L_c.any()
 
 
 class Twice(nn.Module):

@@ -71,8 +71,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "multilabel: labels from 0 up": (TASKS, "self.probabilities > 0.5", "self.probabilities > 0"),
     "segmentation: where it loses, too": (
         TASKS,
-        "(y * winners(y.detach())).sum((2, 3))",
-        "y.sum((2, 3))",
+        "(y * winners(y.detach())).sum((2, 3), dtype=dtype)",
+        "y.sum((2, 3), dtype=dtype)",
     ),
     "segmentation: background like any class": (TASKS, "order[:, 0] -= 1", "pass"),
     "probabilities: softmax of probabilities": (
@@ -200,8 +200,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "activations: in place in a view": (ACTIVATIONS, "(None if is_hidden else tensor.grad_fn, name)", "(tensor.grad_fn, name)"),
     "A overwritten by what follows": (
         RECORDER,
-        "return A.clone() if isinstance(output, Tensor)",
-        "return A if isinstance(output, Tensor)",
+        "if self.is_aliased else A.clone()",
+        "if self.is_aliased else A",
     ),
     "A overwritten where it was handed on": (
         RECORDER,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seenby.core import speedups
-from seenby.core.backward import GRAPH_HINT, guided_backprop, head_gradients
+from seenby.core.backward import GRAPH_HINT, guided_backprop, head_gradients, leads_back
 from seenby.core.checks import described, require_arguments, telling_misfit
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import layer_name
@@ -93,8 +93,9 @@ class Explanation:
     @cached_property
     def is_finite(self) -> Tensor:
         """(B,) whether what the network gave for a picture, and its maps, are numbers."""
-        tensors = (self.logits if self.task else None, self.heatmap, self.R, self.guided_cam)
-        return torch.stack([t.isfinite().flatten(1).all(1) for t in tensors
+        tensors = (self.logits if self.task else None, self.y_c, self.heatmap, self.R,
+                   self.guided_cam)
+        return torch.stack([t.isfinite().reshape(len(t), -1).all(1) for t in tensors
                             if isinstance(t, Tensor)]).all(0)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Explanation:
@@ -134,7 +135,7 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
                  kwargs: Mapping[str, Any] | None = None) -> list[Explanation]:
     """Every target by every method, from one forward pass: target by target, methods within."""
     require_arguments(net, x)
-    if isinstance(methods, str):
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
         raise InputError(f"methods {methods!r} was given; give a list of methods")
     for method in methods:
         require_method(method)
@@ -177,14 +178,22 @@ class Forward:
 
 
 def record_forward(net: nn.Module, x: Tensor, layer: FoundLayer, guided: bool,
-                   more: MoreInputs) -> Forward:
+                   more: MoreInputs, is_aliased: bool = False) -> Forward:
     """Run the network on a copy of x."""
     x, x_copy, recorder = start_recording(x)
+    recorder.is_aliased = is_aliased
     keeping = recorder.keeping(net.get_submodule(layer.name))
-    with torch.set_grad_enabled(guided), keeping, recorder:  # alone, the CAM needs the head's graph
-        output = more.call(net, x_copy)
-    if not guided and isinstance(output, Tensor) and not output.requires_grad:
-        return record_forward(net, x, layer, True, more)  # it switches them itself
+    try:  # Without guided maps the graph begins at A, where the recorder switches gradients on.
+        with torch.set_grad_enabled(guided), keeping, recorder:
+            output = more.call(net, x_copy)
+    except RuntimeError:
+        if guided:
+            raise
+        output = None  # the network hooks a gradient of its own, before A
+    if not guided and (recorder.is_ambiguous or not leads_back(output)):
+        return record_forward(net, x, layer, True, more)
+    if recorder.is_missed():
+        return record_forward(net, x, layer, guided, more, is_aliased=True)
     recorder.require_no_written_copy()
     grid = find_grid(recorder.A, len(x), x.shape[2:], recorder.maps_before)
     if grid is None:
@@ -224,7 +233,9 @@ def explanation_of(forward: Forward, ending: Ending | None, score: Score, method
                    gradients: Gradients, t: int) -> Explanation:
     """By a method, of target number t."""
     grid, size, R = forward.grid, forward.x.shape[2:], gradients.R[t]
-    A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(gradients.of_layer[t])  # (B, K, u, v)
+    exact = torch.promote_types(forward.A.dtype, torch.float32)  # 16 bits lose small products
+    A, dyc_dA = (grid.maps(each).to(exact)  # (B, K, u, v)
+                 for each in (forward.A.detach(), gradients.of_layer[t]))
     alpha = METHODS[method].alpha(A, dyc_dA)  # (B, K)
     L_c = grad_cam(A, alpha)  # (B, u, v)
     stride = stride_of(forward.A)

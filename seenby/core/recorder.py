@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +31,11 @@ class ForwardRecorder(TorchFunctionMode):
     module, shared, in-place or functional.
     """
 
-    A: Any = None  # the target layer's output
+    A: Any = None  # the target layer's output, when it was called last
+    sees_pictures = False  # whether A is made of them, as far as the graph tells
+    is_ambiguous = False  # whether another call may have been that of the pictures
+    is_aliased = False  # whether the network goes on with the layer's own tensor, and not a copy
+    copy: Any = None  # what it goes on with
     inputs: Sequence[tuple[Tensor, int]] = ()  # what it was given, and the version of each
 
     def __init__(self, x: Tensor, replacements: Mapping[Any, Callable[..., Tensor]]) -> None:
@@ -71,22 +77,41 @@ class ForwardRecorder(TorchFunctionMode):
 
         What follows in place, as a ReLU may, can then not overwrite A.
         """
-        A = self.A = first_tensor(output)
-        self.maps_before = [*self.maps]
+        A = first = first_tensor(output)
         with unseen():
             if not isinstance(A, Tensor) or not A.is_floating_point():
+                self.A = A
                 return output
             begins_graph = not A.requires_grad
-            # Where others have the same numbers, which are not the layer's, and may overwrite them.
-            is_shared = A._is_view() or any(A is each and A._version == version
-                                            for each, version in self.inputs)
+            # Then A shares its memory with other tensors, and what overwrites them overwrites it.
+            is_shared = self.is_aliased or A._is_view() or any(
+                A is each and A._version == version for each, version in self.inputs)
+        if begins_graph and self.A is not None:
+            self.is_ambiguous = True
+            if self.sees_pictures:  # this call is of something else, as of those compared with
+                return output
+        if torch._C._are_functorch_transforms_active():
+            raise InputError("the layer runs within torch.func, as by vmap; name one outside it")
         if is_shared:
-            A = self.A = A.clone()
+            A = A.clone()
         if begins_graph:
             A.requires_grad_()
             torch.set_grad_enabled(True)  # until the forward pass ends
+        self.A, self.maps_before, self.sees_pictures = A, [*self.maps], not begins_graph
+        self.copy = overwritten(first, A) if self.is_aliased else A.clone()
+        if isinstance(output, Tensor):
+            return self.copy
         make = getattr(type(output), "_make", type(output))  # a named tuple's
-        return A.clone() if isinstance(output, Tensor) else make((A.clone(), *output[1:]))
+        return make([self.copy if each is first else each for each in output])
+
+    def is_missed(self) -> bool:
+        """Whether the network holds A, as by a hook of its own, and would have seen it change: what
+        it changed in place was its copy."""
+        if self.is_aliased or self.copy is None or not self.copy._version:
+            return False
+        # Held by self.A and the call; as a leaf, by the graph. To look who holds it takes 30 ms.
+        is_held = sys.getrefcount(self.A) > 2 + self.A.is_leaf
+        return is_held and any(each is not self for each in gc.get_referrers(self.A))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -114,6 +139,14 @@ class ForwardRecorder(TorchFunctionMode):
             raise RuntimeError("a copy was written to, which is a view in contiguous memory")
 
 
+def overwritten(tensor: Tensor, A: Tensor) -> Tensor:
+    """The same tensor, of the same numbers, made of A; with its version, on which others rely."""
+    version = tensor._version
+    tensor.copy_(A)
+    torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+    return tensor
+
+
 def own_memory(_module: nn.Module, _args: Any, output: Any) -> Any:
     """Forward hook: a view becomes a tensor of its own."""
     is_view = isinstance(output, Tensor) and output._is_view() and output.is_floating_point()
@@ -123,7 +156,8 @@ def own_memory(_module: nn.Module, _args: Any, output: Any) -> Any:
 def start_recording(x: Tensor) -> tuple[Tensor, Tensor, ForwardRecorder]:
     """The pixels that a graph begins with; a copy of them for the network, which may overwrite its
     input; and the recorder of its forward pass."""
-    x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
+    x = x.detach().as_subclass(Tensor)  # others may hand our notes on to what they are not of
+    x = x.clone(memory_format=speedups.memory_format(x)).requires_grad_()
     x_copy = x.clone()
     return x, x_copy, ForwardRecorder(x_copy, speedups.replacements())
 

@@ -206,12 +206,15 @@ def record_outputs(net: nn.Module, x: Tensor,
     last_within: dict[str, str] = {}  # a layer -> which of those in it ended last
 
     def note(name: str, module: nn.Module, output: Any, maps: Sequence[tuple[int, int]]) -> None:
+        output = first_tensor(output)
+        before = outputs.get(name)
+        if before and before.edge and not getattr(output, "requires_grad", True):
+            return  # this call does not see the pictures, as in a network that compares them
         outputs.pop(name, None)  # what an earlier call gave is not what would be explained
         parent = name
         while parent:
             parent = parent.rpartition(".")[0]
             last_within[parent] = name
-        output = first_tensor(output)
         grid = find_grid(output, len(x), x.shape[2:], maps)
         called.pop(name, None)
         called[name] = grid is None and any(w.ndim > 1 for w in module.parameters())

@@ -53,9 +53,10 @@ def borrowed(net: nn.Module) -> Iterator[None]:
 
 
 def weights_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    """Those that are trained."""
+    """Those that are trained; not what is computed from them, as in meta-learning."""
     return (weight for module in modules for weight in module._parameters.values()
-            if weight is not None and weight.requires_grad and not weight.is_inference())
+            if weight is not None and weight.requires_grad and weight.is_leaf
+            and not weight.is_inference())
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def both_ways(z: Tensor) -> Tensor:
 def scores_where_won(y: Tensor) -> Tensor:
     """The sum of a class's logits over the pixels that it wins (Vinogradova et al. 2020)."""
     y = both_ways(y)
-    return (y * winners(y.detach())).sum((2, 3))
+    dtype = torch.promote_types(y.dtype, torch.float32)  # 16 bits don't hold so large a sum
+    return (y * winners(y.detach())).sum((2, 3), dtype=dtype)
 
 
 def shares(y: Tensor, _scores: Tensor) -> Tensor:
@@ -140,16 +141,22 @@ class Ending:
 
     @cached_property
     def may_be_probability(self) -> Tensor:
-        """(B,) whether y lies within 0 and 1, though no softmax or sigmoid was seen.
+        """(B,) whether y lies within 0 and 1, or is the logarithm of a row that sums to 1, though
+        no softmax or sigmoid was seen.
 
-        Two logits may do so by chance: they must sum to 1; and all are 0 for want of weights.
+        Two logits may lie there by chance, so a pair must sum to 1, too. A row of zeros comes from
+        weights that are zero.
         """
         y = self.y.detach()
         if self.final_activation or TASKS[self.task].order is None:
             return torch.zeros(len(y), dtype=torch.bool, device=y.device)
         rows = y.flatten(1)
-        within = (rows.amin(1) >= 0) & (rows.amax(1) <= 1) & rows.any(1)
-        return within & ((rows.sum(1) - 1).abs() < 1e-3) if rows.shape[1] == 2 else within
+        least, most = rows.aminmax(dim=1)
+        is_within = (least >= 0) & (most <= 1)
+        if rows.shape[1] == 2:
+            is_within &= (rows.sum(1) - 1).abs() < 1e-3
+        is_logarithm = (most <= 0) & ((rows.exp().sum(1) - 1).abs() < 1e-3)
+        return rows.any(1) & (is_within | is_logarithm)
 
 
 def one_by_one(batch: Any, whole: Container[str] = ()) -> Iterator[Any]:
@@ -185,7 +192,7 @@ def read_ending(output: Any, B: int, task: str | None = None) -> Ending | None:
 
 
 def require_task(name: str) -> None:
-    if name not in TASKS:
+    if name not in list(TASKS):  # as it may be of a type that can't be hashed
         raise InputError(f"task {name!r} was given; give one of {', '.join(TASKS)}")
 
 
@@ -218,7 +225,8 @@ def is_ending(tensor: Tensor, B: int) -> bool:
     """One number a picture, rows or maps."""
     if not tensor.is_floating_point():
         return False
-    return tensor.numel() == B or (tensor.ndim in (2, 4) and len(tensor) == B)
+    is_one_each = tensor.numel() == B and (B == 1 or len(tensor) == B)
+    return is_one_each or (tensor.ndim in (2, 4) and len(tensor) == B)
 
 
 def detached(output: Any) -> Any:
@@ -229,6 +237,9 @@ def detached(output: Any) -> Any:
         return [*map(detached, output)]
     if isinstance(output, Mapping):
         return {name: detached(value) for name, value in output.items()}
+    if hasattr(output, "__dict__"):  # of a class of the network's own
+        output = copy(output)
+        vars(output).update({name: detached(value) for name, value in vars(output).items()})
     return output
 
 

@@ -18,7 +18,7 @@ COLUMNS = ("image", "label", "status", "predicted", "predicted_probability", "ta
            "target_index", "target_probability", "layer", "method", "note")
 NO_EVIDENCE, NOT_FINITE = "no positive evidence", "the network outputs NaN or infinity"
 NOTHING_AGAINST = "nothing speaks against it"  # of a method that shows what does
-MAY_BE_PROBABILITY = ("the outputs lie within 0 and 1, as probabilities do, but no softmax or "
+MAY_BE_PROBABILITY = ("the outputs look like probabilities, or their logarithms, but no softmax or "
                       "sigmoid was seen at the end: if they are, the prediction and the map may be "
                       "wrong, so return logits")
 PARTLY_GUIDED, NOT_GUIDED = "guided at the ReLUs, plain there", "the plain gradient is shown"

@@ -417,7 +417,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "script: class: the least likely one": (SCRIPT, "y.argmax(1)", "y.argmin(1)"),
     "a view may be overwritten": (
-        RECORDER, "A._is_view() or any(A is each", "any(A is each",
+        RECORDER, "self.is_aliased or A._is_view() or any(", "self.is_aliased or any(",
     ),
     "what is given by name may be overwritten": (
         RECORDER, "tensors = tensors_in((*args, *kwargs.values()))", "tensors = tensors_in(args)",
@@ -507,7 +507,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "tokens: cells that come last": (GRIDS, "if math.prod(maps[-1]) == K and", "if False and"),
     "tokens: windows are maps": (RECORDER, " and len(tensor) == self.B:", ":"),
     "copies that are written to": (RECORDER, "if any(copy._version != version", "if any(False"),
-    "a layer that works in place": (RECORDER, "any(A is each and A._version == version", "any(A is each"),
+    "a layer that works in place": (RECORDER, "A is each and A._version == version for", "A is each for"),
     "checkpoints of a batch": (SPEEDUPS, "|Recomputed values", ""),
     "compiled networks": (STATE, "if is_imported and not", "if False and not"),
     "compiled again too late": (STATE, "                _uncompiled.close()\n            _released", "                pass\n            _released"),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_leaves
 
 from seenby.core.speedups import OneChannelConv2d
 from seenby.errors import as_input_error
@@ -71,12 +70,6 @@ def gradient(number: Tensor, x: Tensor, *, retain_graph: bool) -> Tensor:
     help, whose import takes half a second and 50 MB.
     """
     return torch.autograd.grad(number, x, retain_graph=retain_graph)[0]
-
-
-def leads_back(output: Any) -> bool:
-    """Whether any tensor in what a network gave has a graph; that in an object of its own may."""
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    return output is not None and (not tensors or any(each.requires_grad for each in tensors))
 
 
 def is_function(node: Any) -> bool:

@@ -379,6 +379,34 @@ def test_other_errors_are_not_tried_again():
     assert calls == [2]
 
 
+@pytest.mark.parametrize(("size", "kernel", "is_product"), [(28, 5, True), (512, 5, True),
+                                                            (512, 7, False), (64, 63, False)])
+def test_the_gradient_of_a_large_kernel_is_left_to_onednn(size, kernel, is_product):
+    x = torch.rand(1, 1, size, size, requires_grad=True)
+    out = speedups.conv2d(x, torch.rand(1, 1, kernel, kernel), None, (1, 1), (0, 0), (1, 1), 1)
+    assert ("OneChannel" in out.grad_fn.name()) == is_product
+
+
+def test_grey_pixels_within_torch_func():
+    class Ensemble(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(1, 1, 3), nn.Conv2d(1, 2, 3)
+            self.scales = nn.Parameter(torch.rand(3))
+
+        def forward(self, x):
+            x = self.stem(x)
+            one_each = torch.func.vmap(lambda s: self.body(x * s).relu().mean((2, 3)))
+            return one_each(self.scales).mean(0)
+
+    net, x = Ensemble().double(), torch.rand(2, 1, 9, 9).double()
+    found = explain(net, x, 1, "stem")
+    with speedups.off():
+        assert_same(explain(net, x, 1, "stem"), found)
+    with pytest.raises(InputError, match=r"runs within torch\.func, as by vmap; name one outs"):
+        explain(net, x, 1, "body")
+
+
 def test_grey_pixels_are_explained_under_autocast(network, digits):
     x = network.tensor([digits[0].image])
     with torch.autocast("cpu", torch.bfloat16):

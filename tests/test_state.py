@@ -584,6 +584,19 @@ def test_others_are_compiled_again_when_the_last_explanation_ends():
     assert len(graphs) == 1
 
 
+def test_weights_that_are_computed_stay_as_they_are():
+    """As in meta-learning, where a layer's weight is a tensor that a step has made."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+    first = net[3].weight
+    del net[3].weight
+    net[3]._parameters["weight"] = fast = first * 1.0
+    explain(net.train(), torch.rand(2, 1, 8, 8))
+    assert all(module.training for module in net.modules())
+    assert net[0].weight.requires_grad
+    assert net[3].weight is fast
+    assert fast.grad_fn is not None
+
+
 def test_no_network_is_kept_alive():
     net = DigitCNN()
     explain(net, torch.rand(1, 1, 28, 28))

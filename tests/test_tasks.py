@@ -258,6 +258,35 @@ def test_probabilities_without_a_softmax_are_said_to_be_such():
     assert not numbers.may_be_probability.any()
 
 
+def test_logarithms_of_probabilities_that_nothing_tells_are_said_to_be_such():
+    x = pictures()
+    for ending in (lambda y: y - y.logsumexp(1, keepdim=True),
+                   lambda y: torch.log(y.softmax(1) + 1e-8)):
+        assert explain(network(5, ending), x).may_be_probability.all()
+    rows = torch.tensor([[-1.0, -2.0, -3.0], [0.0, 0.0, 0.0], [-50.0, 0.0, -40.0]])
+    assert read_ending(rows, 3).may_be_probability.tolist() == [False, False, True]
+
+
+def test_one_row_for_several_pictures_is_not_one_number_each():
+    net, x = network(3, lambda y: y.mean(0, keepdim=True)), pictures()
+    assert net(x).shape == (1, len(x))
+    with pytest.raises(InputError, match=r"gives \(1, 3\) of float\d+, of which it is not plain"):
+        explain(net, x)
+
+
+def test_what_comes_out_in_an_object_keeps_no_graph():
+    found = explain(network(5, lambda y: SimpleNamespace(scores=y, size=3)), pictures(),
+                    lambda output: output.scores[:, 0])
+    assert not found.logits.scores.requires_grad
+    assert found.logits.size == 3
+
+
+def test_a_segmentation_in_half_precision_has_scores_that_it_can_hold():
+    y = torch.full((1, 2, 300, 300), 3.0).half()
+    y[:, 1] += 1
+    assert read_ending(y, 1).scores.tolist() == [[0, 360_000]]
+
+
 def test_two_logits_within_0_and_1_are_probabilities_if_they_sum_to_1():
     rows = torch.tensor([[0.25, 0.75], [0.25, 0.5], [-0.25, 1.25]])
     assert read_ending(rows, 3).may_be_probability.tolist() == [True, False, False]

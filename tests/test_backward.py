@@ -1,6 +1,7 @@
 """The backward passes: guided to the pixels, and as few as there can be."""
 
 import copy
+import random
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from seenby import InputError, explain, explain_many
-from seenby.core.backward import nodes_between
+from seenby.core.backward import edges_on_every_path, nodes_behind, nodes_between
 
 
 def test_guided_backprop_by_hand():
@@ -262,3 +263,38 @@ def test_nodes_between_two_tensors():
     kinds = sorted(node.name().partition("Backward")[0] for node in between)
     assert kinds == ["Add", "Add", "Mul", "Relu", "Tanh", "torch::autograd::AccumulateGrad"]
     assert nodes_between(cached, x) == set()
+
+
+def paths_without(edge, y, x):
+    """Whether x is reached from y by a way that does not lead through an edge."""
+    visited, to_visit = {edge}, [(y.grad_fn, y.output_nr)]
+    while to_visit:
+        if (step := to_visit.pop()) not in visited:
+            visited.add(step)
+            to_visit += step[0].next_functions if step[0] else ()
+    return any(getattr(node, "variable", None) is x for node, _ in visited - {edge})
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_edges_that_every_path_passes_are_those_without_which_there_is_none(seed):
+    """Of random graphs: sums, products with oneself, halves, residual ways and dead ends."""
+    draw = random.Random(seed)
+    x = torch.rand(4, requires_grad=True)
+    tensors = [x.sin()]
+    for _ in range(12):
+        a, b = draw.choices(tensors[-3:], k=2)
+        half, other = (a + b).chunk(2)
+        tensors.append(draw.choice([a + b, a * a, a.sin(), torch.cat([half, half]),
+                                    torch.cat([half, other.detach()])]))
+    y = tensors[-1].sum()
+    found = edges_on_every_path(y, x)
+    nodes, _ = nodes_behind(y)
+    edges = {(y.grad_fn, y.output_nr)} | {edge for node in nodes for edge in node.next_functions
+                                          if edge[0]}  # fmt: skip
+    assert found == {edge for edge in edges if not paths_without(edge, y, x)}
+    assert 2 <= len(found) <= len(edges)
+
+
+def test_where_no_path_leads_back_none_can_be_barred():
+    a, x = torch.rand(2, requires_grad=True), torch.rand(2, requires_grad=True)
+    assert edges_on_every_path((a * 2).sum(), x) is None

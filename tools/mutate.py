@@ -156,7 +156,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "ways past the layer lost": (
         BACKWARD,
-        "if last and every_path_passes(get_gradient_edge(A), y_c, x)",
+        "if last and get_gradient_edge(A)[:2] in (edges_on_every_path(y_c, x) or ())",
         "if last",
     ),
     "other half of the layer taken for it": (
@@ -232,7 +232,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "layer: what nobody reads": (SEARCH, "if share > least:", "if share >= 0:"),
     "layer: branches beside the trunk": (
         SEARCH,
-        "if output.edge and every_path_passes(output.edge, y_c, x)",
+        "if o.edge and (on_every_path is None or o.edge[:2] in on_every_path)",
         "if output.edge",
     ),
     "layer: norms are learned, too": (SEARCH, "weights > 2 * grid.channels(output)", "weights > 0"),
@@ -508,6 +508,13 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "tokens: windows are maps": (RECORDER, " and len(tensor) == self.B:", ":"),
     "copies that are written to": (RECORDER, "if any(copy._version != version", "if any(False"),
     "a layer that works in place": (RECORDER, "A is each and A._version == version for", "A is each for"),
+    "paths: counted where they part": (BACKWARD, "if open_paths == incoming[edge]:", "if incoming[edge] == 1:"),
+    "paths: twice by one edge": (BACKWARD, "onward = {edge: [n for n in edge[0].next_functions if n in on_a_path]", "onward = {edge: [n for n in {*edge[0].next_functions} if n in on_a_path]"),
+    "a call of other pictures": (RECORDER, "            if self.sees_pictures:", "            if False:"),
+    "a call of other pictures, in the search": (SEARCH, "if before and before.edge and not", "if False and not"),
+    "maps that a network holds": (RECORDER, "return is_held and any(", "return False and any("),
+    "maps of half precision": (EXPLANATION, "grid.maps(each).to(exact)", "grid.maps(each)"),
+    "a function with a node's name": (ACTIVATIONS, "if not is_function(node) and is_relu", "if is_relu"),
     "checkpoints of a batch": (SPEEDUPS, "|Recomputed values", ""),
     "compiled networks": (STATE, "if is_imported and not", "if False and not"),
     "compiled again too late": (STATE, "                _uncompiled.close()\n            _released", "                pass\n            _released"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -48,9 +48,10 @@ def guided_backprop(relu_nodes: Sequence[Any], A: Tensor, y_c: Tensor, x: Tensor
     last = len(numbers) - 1
     fix = f"explain without guided maps, {GRAPH_HINT}"
     with as_input_error("the pixels do not lead to the logits", fix):
-        # If so, they share the walk through the head.
-        if last and every_path_passes(get_gradient_edge(A), y_c, x):
-            numbers = [(A * dyc_dA).sum() for dyc_dA in head_gradients(y_c, A)]
+        # Through the head they go together, where all goes through A: the gradient of (A * g).sum()
+        # at A is g, which is guided, too.
+        if last and get_gradient_edge(A)[:2] in (edges_on_every_path(y_c, x) or ()):
+            numbers = [(A * g).sum() for g in head_gradients(y_c, A)]
         return [gradient(number, x, retain_graph=t < last) for t, number in enumerate(numbers)]
 
 
@@ -117,12 +118,42 @@ def ancestors(nodes: Sequence[Any], graph: set[Any]) -> set[Any]:
     return found
 
 
-def every_path_passes(edge: Any, y: Tensor, x: Tensor) -> bool:
-    """Whether every path back from y to the pixels x leads through a tensor's gradient edge."""
-    visited: set[Any] = {(edge.node, edge.output_nr)}
-    to_visit: list[Any] = [(y.grad_fn, y.output_nr)]
+Edge = tuple[Any, int]  # of the graph: a node, and which of its outputs
+
+
+def edges_on_every_path(y: Tensor, x: Tensor) -> set[Edge] | None:
+    """Those through which every path back from y to the pixels x leads; None where no path does.
+
+    Each edge is gone through behind all that lead to it, and the open paths are counted: where all
+    of them meet, they pass.
+    """
+    order = edges_between(y, x)
+    on_a_path = {*order}
+    onward = {edge: [n for n in edge[0].next_functions if n in on_a_path] for edge in order}
+    incoming = Counter(n for edge in order for n in onward[edge])
+    incoming.update(order[-1:])  # y itself
+    found, open_paths = set[Edge](), 1
+    for edge in reversed(order):
+        if open_paths == incoming[edge]:
+            found.add(edge)
+        open_paths += len(onward[edge]) - incoming[edge]
+    return found or None
+
+
+def edges_between(y: Tensor, x: Tensor) -> list[Edge]:
+    """The edges on the paths from y back to x, each behind all that it leads to; y is the last."""
+    order: list[Edge] = []
+    visited, on_a_path = set[Edge](), set[Edge]()
+    to_visit: list[tuple[Edge, bool]] = [((y.grad_fn, y.output_nr), False)]
     while to_visit:
-        if (step := to_visit.pop()) not in visited:
-            visited.add(step)
-            to_visit += step[0].next_functions if step[0] else ()
-    return all(getattr(node, "variable", None) is not x for node, _ in visited)
+        edge, is_left = to_visit.pop()
+        onward = edge[0].next_functions
+        if is_left:
+            if getattr(edge[0], "variable", None) is x or not on_a_path.isdisjoint(onward):
+                on_a_path.add(edge)
+                order.append(edge)
+        elif edge not in visited:
+            visited.add(edge)
+            to_visit.append((edge, True))
+            to_visit += [(each, False) for each in onward if each[0]]
+    return order

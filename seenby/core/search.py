@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from seenby.core.backward import GRAPH_HINT, every_path_passes
+from seenby.core.backward import GRAPH_HINT, edges_on_every_path
 from seenby.core.grids import Grid, find_grid
 from seenby.core.layers import forward_with_hooks
 from seenby.core.recorder import NO_MORE, MoreInputs, first_tensor
@@ -130,7 +130,8 @@ def last_live_trunk(outputs: Sequence[LayerOutput], learned: Sequence[LayerOutpu
     if leaf is None:
         return None
     at_G = [output for output in learned if same_cells(output, leaf)]
-    trunk = (output for output in at_G if output.edge and every_path_passes(output.edge, y_c, x))
+    on_every_path = edges_on_every_path(y_c, x)  # None: of what the network computes by itself
+    trunk = (o for o in at_G if o.edge and (on_every_path is None or o.edge[:2] in on_every_path))
     if layer := first_live(trunk, y_c, least):
         return FoundLayer((norm_that_reads(outputs, layer, at_G[0], y_c) or layer).name)
     norms = [output for output in outputs if output.is_norm and same_cells(output, leaf)]

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from seenby import InputError, explain
 from seenby.core.grids import Grid, find_grid, token_grid
 from seenby.core.strides import STRIDE
 
@@ -130,3 +132,32 @@ def test_a_grid_in_words():
     assert str(Grid(14, 14, "tokens")) == "14 x 14 patches"
     assert str(Grid(14, 14, "tokens", 1)) == "14 x 14 patches and 1 class token"
     assert str(Grid(37, 37, "tokens", 5)) == "37 x 37 patches and 5 other tokens"
+
+
+def test_the_attention_between_tokens_is_no_map():
+    """As many rows as columns, whose number would cut a square picture, too."""
+    assert find_grid(torch.rand(2, 3, 197, 197), 2, (224, 224), [(14, 14)]) is None
+    assert find_grid(torch.rand(2, 3, 49, 49), 2, (224, 224), [(56, 56)]) is None
+    for cells in (56, 28, 14, 7):
+        found = find_grid(torch.rand(2, 3, cells, cells), 2, (224, 224), [(56, 56)])
+        assert found == Grid(cells, cells, "NCHW")
+
+
+def test_what_is_convolved_but_lies_otherwise_than_the_picture_is_no_map():
+    """As where the pixels of each patch are rows, and the patches columns."""
+
+    class Unfolds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mix = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.conv(x).unfold(2, 2, 2).unfold(3, 2, 2)  # (B, 4, 8, 8, 2, 2)
+            y = self.mix(y.permute(0, 1, 4, 5, 2, 3).reshape(len(x), 4, 4, 64))
+            return self.head(y.mean((2, 3)))
+
+    net, x = Unfolds(), torch.rand(2, 3, 32, 32)
+    with pytest.raises(InputError, match=r"layer mix gives \(2, 4, 4, 64\) .* no cells"):
+        explain(net, x, 0, "mix")
+    assert explain(net, x, 0).layer == "conv"

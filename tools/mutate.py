@@ -156,13 +156,13 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "ways past the layer lost": (
         BACKWARD,
-        "if last and get_gradient_edge(A)[:2] in (edges_on_every_path(y_c, x) or ())",
-        "if last",
+        "if last and get_gradient_edge(A)[:2] in (edges_on_every_path(y_c, x) or ()):",
+        "if last:",
     ),
     "other half of the layer taken for it": (
         BACKWARD,
-        "{(edge.node, edge.output_nr)}",
-        "{(edge.node, n) for n in range(9)}",
+        "get_gradient_edge(A)[:2] in (edges_on_every_path(y_c, x) or ()):",
+        "get_gradient_edge(A)[0] in [e[0] for e in edges_on_every_path(y_c, x) or ()]:",
     ),
     "guide: the plain gradient, too": (
         ACTIVATIONS,
@@ -503,7 +503,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "stride: corners are borders": (STRIDES, "bool(kwargs.get(\"align_corners\"))", "False"),
     "stride: a view is an index": (STRIDES, "if name == \"getitem\" and not out._is_view():", "if name == \"getitem\":"),
     "tokens: as many others as can be": (GRIDS, "return min(grids, key=lambda grid: grid.prefix", "return max(grids, key=lambda grid: grid.prefix"),
-    "tokens: queries are patches": (GRIDS, "halved, most=2)", "halved, most=8)"),
+    "tokens: queries are patches": (GRIDS, "with_halves(maps), most=2)", "with_halves(maps), most=8)"),
     "tokens: cells that come last": (GRIDS, "if math.prod(maps[-1]) == K and", "if False and"),
     "tokens: windows are maps": (RECORDER, " and len(tensor) == self.B:", ":"),
     "copies that are written to": (RECORDER, "if any(copy._version != version", "if any(False"),

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from seenby.core.strides import is_followed
+from seenby.core.strides import is_followed, stride_of
 
+MOST_DISTORTED = math.log(2)  # cells of a map are less than twice as long as wide, or they are none
 MAX_PREFIX = 8  # tokens before the patches: class, distillation, registers
 
 
@@ -63,8 +64,13 @@ def find_grid(output: Any, B: int, size: Sequence[int],
     if output.ndim != 4 or not output.numel():
         return None
     _, a, b, c = output.shape
-    if is_followed(output):  # it was followed from the pixels, or from a convolution
+    if stride_of(output):
         return Grid(b, c, "NCHW")
+    if is_followed(output):  # to a convolution, of cells or of what else was laid out like some
+        grid = Grid(b, c, "NCHW")
+        return grid if distortion(grid, size) < MOST_DISTORTED else None
+    if b == c and maps and (b, c) not in [*with_halves(maps), tuple(size)]:
+        return None  # as the attention between b tokens
     both = [Grid(a, b, "NHWC"), Grid(b, c, "NCHW")]
     if output.stride(1) == 1:  # of equals the one whose channels lie together in memory
         both.reverse()
@@ -90,8 +96,12 @@ def token_grid(tokens: int, K: int, H: int, W: int,
         return next(cut_grids(tokens, H, W), None)
     if math.prod(maps[-1]) == K and not grid_like(tokens, maps[-1:], most=1):
         return None  # (B, K, cells), whose cells come last
-    halved = [(-(-u // n), -(-v // n)) for n in (2, 4, 8) for u, v in maps]
-    return grid_like(tokens, maps) or grid_like(tokens, halved, most=2)
+    return grid_like(tokens, maps) or grid_like(tokens, with_halves(maps), most=2)
+
+
+def with_halves(maps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """These sizes, and what is left of them where every second cell goes on, up to three times."""
+    return [(-(-u // n), -(-v // n)) for n in (1, 2, 4, 8) for u, v in maps]
 
 
 def grid_like(tokens: int, maps: Iterable[tuple[int, int]], most: int = MAX_PREFIX) -> Grid | None:

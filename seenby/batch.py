@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import signal
+import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from seenby.core.explanation import Explanation, explain, explain_many
 from seenby.core.placement import gaussian_blur
-from seenby.core.targets import Target
+from seenby.core.targets import Like, Target
 from seenby.inputs.classes import class_index
 from seenby.inputs.networks import Network
 from seenby.inputs.pictures import Item, Picture, list_items, load_picture
@@ -46,6 +47,19 @@ class Source:
         settings = self.settings
         return load_picture(item, self.preprocessing, self.classes, settings.invert,
                             settings.uncropped, require_label="label" in settings.target)
+
+
+def fingerprint(network: Network, settings: Settings,
+                targets: tuple[Target, ...]) -> tuple[str, int]:
+    """Of the settings, the weights and the pictures' names, which are counted, too."""
+    mark, total = settings.fingerprint(), 0
+    likes = (target.embedding for target in targets if isinstance(target, Like))
+    for weight in [*network.module.parameters(), *network.module.buffers(), *likes]:
+        array: Any = weight.detach().contiguous().numpy()
+        mark = zlib.crc32(array, mark)
+    for name, label, _ in Source(settings, network).items():
+        mark, total = zlib.crc32(f"{name} {label}".encode(errors="replace"), mark), total + 1
+    return f"{mark:08x}", total
 
 
 class Batches(IterableDataset[tuple[int, list[Picture]]]):

@@ -6,7 +6,6 @@ import itertools
 import shutil
 import sys
 import time
-import zlib
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from seenby.batch import Batches, Source, explain_batch, tensor_of
+from seenby.batch import Batches, Source, explain_batch, fingerprint, tensor_of
 from seenby.core.explanation import Explanation
 from seenby.core.layers import list_layers
 from seenby.core.targets import Like, Ranked, Target, embedding_of, expand_targets
@@ -106,19 +105,6 @@ def targets_of(settings: Settings, network: Network) -> tuple[Target, ...]:
     picture = read_picture(settings.like, network.preprocessing)
     embedding = embedding_of(network.module, tensor_of(network, [picture]))
     return (Like(embedding, picture.name),)
-
-
-def fingerprint(network: Network, settings: Settings,
-                targets: tuple[Target, ...]) -> tuple[str, int]:
-    """Of the settings, the weights and the pictures' names, which are counted, too."""
-    mark, total = settings.fingerprint(), 0
-    likes = (target.embedding for target in targets if isinstance(target, Like))
-    for weight in [*network.module.parameters(), *network.module.buffers(), *likes]:
-        array: Any = weight.detach().contiguous().numpy()
-        mark = zlib.crc32(array, mark)
-    for name, label, _ in Source(settings, network).items():
-        mark, total = zlib.crc32(f"{name} {label}".encode(errors="replace"), mark), total + 1
-    return f"{mark:08x}", total
 
 
 def explain_batches(run: Run) -> dict[int, list[Result]]:

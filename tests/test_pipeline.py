@@ -9,9 +9,10 @@ from PIL import Image
 from running import course_run, files_in, record_in, seenby, table_in
 
 from seenby import InputError, draw_grid, load_network
+from seenby.batch import fingerprint
 from seenby.machine import Ranks
 from seenby.outputs.table import COLUMNS
-from seenby.pipeline import execute, fingerprint, prepare
+from seenby.pipeline import execute, prepare
 from seenby.settings import Settings
 
 

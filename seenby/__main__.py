@@ -11,7 +11,8 @@ def main() -> int:
     from seenby.machine import on_sigint
 
     signal.signal(signal.SIGINT, on_sigint)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if sys.stdout is not None:  # as it is where it was closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     return main()
 
 

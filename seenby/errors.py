@@ -6,8 +6,10 @@ import argparse
 import difflib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 PROGRAM = "seenby"  # every line on standard error begins with it
@@ -57,6 +59,14 @@ def is_dead_worker(error: BaseException) -> bool:
 def message_of(error: BaseException) -> str:
     """The error's own words, in at most 150 characters."""
     return one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:150]
+
+
+def raised(error: BaseException) -> str:
+    """Of a user's own code: raised NameError (name 'x' is not defined) in net.py, line 4"""
+    places = [f" in {Path(frame.filename).name}, line {frame.lineno}"
+              for frame in traceback.extract_tb(error.__traceback__)
+              if not re.search("site-packages|^<|[/\\\\]seenby[/\\\\]", frame.filename)]
+    return "".join([f"raised {type(error).__name__} ({message_of(error)})", *places[-1:]])
 
 
 def one_line(words: Any) -> str:

@@ -218,7 +218,7 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
         warn(line)
     if not settings.quiet:
         print(summary(
-            run.network, explanations[0], settings.pad, tally, seconds=seconds,
+            run.network, explanations[0], settings.pad, tally, seconds=seconds, total=run.total,
             columns=settings.columns, per_picture=len(run.targets) * len(settings.method),
             written=output.written(more), trust=sentences,
         ))  # fmt: skip

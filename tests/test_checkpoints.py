@@ -157,7 +157,7 @@ def test_a_word_before_every_key_is_left_away(saved, prefix):
          "fc2.bias is no plain tensor of real numbers"),
         (lambda s: s | {"fc2.bias": torch.zeros(10).to_sparse()},
          "fc2.bias is no plain tensor of real numbers"),
-        (lambda s: {"epoch": 3, "net": s}, "holds no state dict, but epoch, net; give "),
+        (lambda s: {"epoch": 3, "nets": s}, "holds no state dict, but epoch, nets; give "),
         (lambda s: {}, "holds no state dict"),
         (lambda s: torch.zeros(3), "holds no state dict"),
     ],

@@ -9,11 +9,13 @@ from seenby import InputError
 from seenby.inputs.classes import (
     class_index,
     class_indices,
+    imagenet_ids,
     names_for,
     normalise_name,
     read_class_names,
     target_class,
 )
+from seenby.machine import import_torchvision
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -79,7 +81,8 @@ def test_a_file_of_names(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"[1, 2]", "no list of names"), (b'{"cat": 0}', "no list of names"),
+    [(b"[1, 2]", "no list of names"), (b'{"cat": 1}', "not numbered from 0 to 0"),
+     (b'{"0": 1}', "no list of names"), (b'{"a": 0, "b": 0}', "not numbered from 0 to 1"),
      (b"[1, ", "Expecting value"), (b"\xff\xfe\x00", "'utf-8' codec can't decode"),
      (None, "No such file or directory")],
 )  # fmt: skip
@@ -91,6 +94,33 @@ def test_a_file_that_holds_no_names(tmp_path, content, words):
         read_class_names(str(path))
     assert str(error.value).startswith(f"{path} ({words}")
     assert str(error.value).endswith("; give a file of class names, one a line or a JSON list")
+
+
+def test_names_by_their_numbers(tmp_path):
+    for content in ('{"0": "cat", "1": "dog"}', '{"dog": 1, "cat": 0}'):
+        (tmp_path / "names").write_text(content)
+        assert read_class_names(str(tmp_path / "names")) == ("cat", "dog")
+
+
+def test_a_folder_that_is_called_by_a_number_is_of_the_class_of_that_name():
+    classes = tuple(map(str, range(1, 11)))
+    assert [class_index(f"{n:02}", classes) for n in range(1, 11)] == [*range(10)]
+    assert class_index("0", classes) == 0  # by number, as no class is called so
+    assert class_index("11", classes) is None
+    assert class_index("02", ("cat", "dog", "7")) == 2
+
+
+def test_the_numbers_of_imagenets_folders():
+    imagenet = import_torchvision().models.ResNet18_Weights.DEFAULT.meta["categories"]
+    classes = tuple(imagenet)
+    assert class_index("n02391049", classes) == class_index("zebra", classes) == 340
+    assert class_index("n02012849_crane", classes) == 134  # the bird, of two cranes
+    assert class_index("n03126707", classes) == 517
+    assert class_index("n00000000_zebra", classes) is None
+    assert class_index("n02391049_zebra", ("horse", "zebra")) == 1  # of others by its name
+    ids = list(imagenet_ids())
+    assert len(ids) == 1000
+    assert ids == sorted(ids)
 
 
 def test_class_names_from_a_file(digit_folder, tmp_path):

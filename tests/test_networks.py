@@ -250,7 +250,7 @@ def test_a_network_of_ones_own(own, tmp_path):
         ("Mising", r"own.py has no Mising; give "),
         ("number", "own.py:number made no network but int; return the network"),
         ("leaves", r"own.py:leaves raised SystemExit \(7\)"),
-        ("Forgets", r"Forgets of own.py can't take pictures .*no such thing"),
+        ("Forgets", r"Forgets of own.py raised TypeError \(no such thing\) in own.py, line \d+; mend"),
         ("fails", r"own.py:fails raised RuntimeError \(in your own code\)"),
         ("fixed",
          r"fixed of own.py can't take pictures of 3 x 224 x 224 \(.*give --s"),
@@ -263,6 +263,25 @@ def test_a_network_of_ones_own_that_fails(own, name, words):
         load_network("nowhere.py:Net")
     with pytest.raises(InputError, match=r"pretrained was given, but .* brings none"):
         load_network(own + "Net", "pretrained")
+
+
+def test_where_ones_own_network_fails_is_told(own, tmp_path):
+    (tmp_path / "bug.py").write_text(
+        "import torch\n"
+        "class Bug(torch.nn.Conv2d):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) + missing\n"
+        "def bug():\n"
+        "    return Bug(3, 4, 3)\n"
+        "def typo():\n"
+        "    return torch.nn.Conv3(3, 4, 3)\n"
+    )
+    with pytest.raises(InputError) as error:
+        load_network(f"{tmp_path / 'bug.py'}:bug")
+    assert str(error.value).startswith("bug of bug.py raised NameError (name 'missing' is not "
+                                       "defined) in bug.py, line 4; mend that, or give --size")
+    with pytest.raises(InputError, match=r"typo raised AttributeError \(.*\) in bug.py, line 8; "):
+        load_network(f"{tmp_path / 'bug.py'}:typo")
 
 
 def test_a_network_that_is_made_already(own, tmp_path):

@@ -334,6 +334,37 @@ def test_a_folder_is_read_in_name_order_and_lazily(tmp_path):
     assert rest[-1].image is None
 
 
+def test_linked_folders_are_read_too(tmp_path):
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for where in ("in/cat/a.png", "elsewhere/b.png"):
+        Image.new("L", (28, 28)).save(tmp_path / where)
+    (tmp_path / "in" / "dog").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    found = read_pictures(tmp_path / "in", Preprocessing(), ("cat", "dog"))
+    assert [(each.name, each.label) for each in found] == [("a", "cat"), ("b", "dog")]
+
+
+def test_what_is_left_out_of_a_folder_is_said_once(tmp_path, capsys):
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    (tmp_path / "labels.csv").write_text("image,labels\na,cat\nsub/a.png,dog\nc.png,dog\n")
+    for _ in range(2):
+        assert len(list(read_pictures(tmp_path, Preprocessing()))) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"seenby: {tmp_path}: 1 pictures are of kinds that are not read, such as b.HEIC, and are "
+        "left out; convert them to PNG or JPEG",
+        f"seenby: {tmp_path}/labels.csv: 2 rows name no picture in this folder, such as sub/a.png; "
+        "put the table beside its pictures",
+    ]
+
+
+def test_a_picture_of_one_colour_is_of_one_shade(tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    (picture,) = read_pictures(tmp_path / "red.png", Preprocessing())
+    assert picture.note == NO_CONTRAST
+
+
 def test_sources_are_read_in_the_order_given(tmp_path):
     for name in ("b.png", "a.png"):
         grey(RAMP).save(tmp_path / name)

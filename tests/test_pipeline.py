@@ -154,6 +154,34 @@ def test_a_fingerprint_is_of_settings_weights_names_and_labels(digit_folder, tmp
     assert len(marks) == 4
 
 
+def test_a_fingerprint_is_of_the_file_that_a_network_is_made_by(tmp_path, digit_folder):
+    """The weights are those of before, but not what the file does with them."""
+    (own := tmp_path / "own.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.fc = torch.nn.Conv2d(1, 2, 3), torch.nn.Linear(2, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(self.conv(x).relu().mean((2, 3)))\n"
+    )
+    settings = Settings(images=(str(digit_folder),), model=f"{own}:Net")
+    network = load_network(f"{own}:Net", size=(28, 28), mean=(0.5,), std=(0.5,))
+    before = fingerprint(network, settings, ())
+    own.write_text(own.read_text().replace("return self", "return -self"))
+    assert fingerprint(network, settings, ())[0] != before[0]
+    assert fingerprint(network, settings, ())[1] == before[1] == 8
+
+
+def test_a_search_that_ends_early_says_so(tmp_path, digit_folder):
+    words = ("--pick", "correct", "--limit", 2, "--batch-size", 3)
+    _, said, _ = course_run(tmp_path, digit_folder, *words)
+    assert "2 explained in" in said
+    assert "1 not picked; the search ended after 3 of 8" in " ".join(said.split())
+    assert "3 of 3 with a label are right (100.0%), as far as it went" in said
+    assert "ended" not in course_run(tmp_path, digit_folder, "--pick", "correct")[1]
+
+
 def test_several_processes_do_not_pick_with_a_limit(digit_folder, tmp_path, network):
     settings = Settings(images=(str(digit_folder),), pick="wrong", limit=3, out=tmp_path / "out")
     words = "--pick with --limit was given to several processes, .* or use one process"

@@ -171,12 +171,12 @@ def test_what_is_counted(network, digits, explanation):
     assert (tally.seen, tally.correct) == (
         Counter({"5": 1, "3": 1, "6": 1}), Counter({"5": 1, "6": 1, "3": 0}),
     )  # fmt: skip
-    assert accuracy_lines(tally, network) == [
+    assert accuracy_lines(tally, network, "") == [
         "accuracy  2 of 3 with a label are right (66.7%)", " " * 10 + "3 0/1, 5 1/1, 6 1/1",
     ]  # fmt: skip
     network = replace(network, title="a network", notes=("three",))
-    said = summary(network, explanation, "auto", tally, seconds=1.26, columns=3, per_picture=2,
-                   written="here\nand there")  # fmt: skip
+    said = summary(network, explanation, "auto", tally, seconds=1.26, total=tally.total,
+                   columns=3, per_picture=2, written="here\nand there")  # fmt: skip
     assert said.splitlines() == [
         "network   a network",
         "task      classes: one of several, with probabilities by softmax",
@@ -206,13 +206,13 @@ def test_a_first_picture_is_in_the_figure_however_many_columns_it_needs(network,
 def test_many_classes_are_counted_in_lines_that_break_between_them(network):
     tally = Tally(seen=Counter({f"class {c:02}": 2 for c in range(20)}),
                   correct=Counter({f"class {c:02}": 1 for c in range(20)}))  # fmt: skip
-    first, *lines = accuracy_lines(tally, network)
+    first, *lines = accuracy_lines(tally, network, "")
     assert first == "accuracy  20 of 40 with a label are right (50.0%)"
     assert len(lines) > 2
     assert all(line.startswith(" " * 10 + "class") and len(line) <= 80 for line in lines)
     words = "".join(line[10:] + " " for line in lines).strip()
     assert words == ", ".join(f"class {c:02} 1/2" for c in range(20))
-    assert accuracy_lines(Tally(), network) == []
+    assert accuracy_lines(Tally(), network, "") == []
 
 
 def test_why_nothing_is_explained():

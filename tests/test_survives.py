@@ -156,7 +156,10 @@ def test_a_folder_that_contains_itself_is_read_once(tmp_path, network):
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "nothing.png")
     (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
     os.mkfifo(tmp_path / "pipe.png")
-    assert [picture.name for picture in read_pictures([tmp_path], network.preprocessing)] == ["one"]
+    found = {each.name: each for each in read_pictures([tmp_path], network.preprocessing)}
+    assert [*found] == ["nowhere", "one", "round"]  # a link to nothing is missed by name
+    assert [each.image is None for each in found.values()] == [True, False, True]
+    assert "nowhere.png is truncated or broken (No such file" in found["nowhere"].note
 
 
 @posix

@@ -390,7 +390,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
         "picks_left = count_picks_left(run.settings, picked, number)",
         "picks_left = sys.maxsize",
     ),
-    "resume: other weights not noticed": (PIPELINE, "mark = zlib.crc32(array, mark)", "pass"),
+    "resume: other weights not noticed": ("seenby/batch.py", "mark = zlib.crc32(array, mark)", "pass"),
     "parts of other programs deleted": (STORE, 'folder.glob(f".{STEM}.*.parts")', 'folder.glob(".*.parts")'),
     "script: alpha: sum instead of mean": (
         SCRIPT,

@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             raise ValueError("packed as torch.save never does")
         # weights_only: nothing in the file is ever run.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model_state_dict", "model"):
+    for wrapper in ("state_dict", "model_state_dict", "model", "net", "network", "weights"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
             checkpoint = checkpoint[wrapper]
     require_tensors(path, checkpoint)

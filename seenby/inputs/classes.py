@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from seenby.errors import InputError, as_input_error, closest_names, one_line
 
@@ -17,13 +18,24 @@ BETWEEN, NO_LABEL = "; ", "(none)"  # labels, where a picture has several or non
 
 
 def read_class_names(text: str) -> tuple[str, ...]:
-    """From a file: one a line, or a JSON list."""
+    """From a file: one a line, a JSON list, or a JSON dict of number -> name or the reverse."""
     with as_input_error(text, "give a file of class names, one a line or a JSON list"):
         content = Path(text).read_text(encoding="utf-8-sig")
         names = json.loads(content) if content.lstrip()[:1] in ("[", "{") else content.splitlines()
+        names = in_order(names) if isinstance(names, dict) else names
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError("no list of names")
     return tuple(name.strip() for name in names if name.strip())
+
+
+def in_order(numbered: dict[str, Any]) -> list[Any]:
+    """Names by the numbers that they have, or that have them."""
+    numbers = [*map(str, range(len(numbered)))]
+    if not all(map(str.isdecimal, numbered)):
+        numbered = {str(number): name for name, number in numbered.items()}
+    if {*numbered} != {*numbers}:
+        raise ValueError(f"not numbered from 0 to {len(numbers) - 1}")
+    return [numbered[number] for number in numbers]
 
 
 def read_labels(table: Path) -> dict[str, str]:
@@ -69,8 +81,11 @@ def class_index(name: str, classes: tuple[str, ...]) -> int | None:
         return None
     if name in indices:
         return indices[name]
-    if name.isdecimal() and len(name) < 10 and int(name) < len(classes):
-        return int(name)
+    if name.isdecimal() and len(name) < 10:
+        number = int(name)  # a folder 07 may be of the class that is called 7
+        return indices.get(str(number), number if number < len(classes) else None)
+    if is_imagenet(classes) and (found := re.match(r"n\d{8}", name)):
+        return imagenet_ids().get(found[0])  # crane is a bird, and a machine
     if not re.search("[a-zA-Z]", name):
         return None
     return indices.get(without_id(name), indices.get(normalise_name(name)))
@@ -85,6 +100,17 @@ def class_indices(classes: tuple[str, ...]) -> dict[str, int]:
     exact = {name: c for c, name in enumerate(classes)}
     bare = {without_id(name): c for name, c in exact.items()}
     return {name.casefold(): c for name, c in bare.items()} | bare | exact
+
+
+def is_imagenet(classes: tuple[str, ...]) -> bool:
+    return len(classes) == 1000 and classes[:2] == ("tench", "goldfish")
+
+
+@cache
+def imagenet_ids() -> dict[str, int]:
+    """WordNet's number of each of the 1000 classes, as folders of ImageNet are called -> index."""
+    ids = Path(__file__).with_name("imagenet_ids.txt").read_text(encoding="ascii").split()
+    return {word: c for c, word in enumerate(ids)}
 
 
 def without_id(name: str) -> str:

@@ -21,7 +21,7 @@ from seenby.core.explanation import explain
 from seenby.core.layers import layer_name
 from seenby.core.targets import Like, embedding_of
 from seenby.core.tasks import TASKS
-from seenby.errors import InputError, as_input_error, closest_names, message_of
+from seenby.errors import InputError, as_input_error, closest_names, message_of, raised
 from seenby.inputs.checkpoints import build_with_checkpoint
 from seenby.inputs.classes import names_for
 from seenby.inputs.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -119,9 +119,14 @@ def with_layer_and_classes(network: Network, layer: str | None, class_names: Seq
                          "--std, by 255")
     layer = None if layer is None else layer_name(network.module, layer)
     name = network.title.partition(",")[0]
-    with as_input_error(f"{name} can't take pictures of {len(mean)} x {H} x {W}",
-                        "give --size, --mean and --std as in its training, a number for each "
-                        "channel (one alone is for grey pictures)"):
+
+    def describe(error: BaseException) -> str:
+        if isinstance(error, (RuntimeError, ValueError)):
+            return f"{name} can't take pictures of {len(mean)} x {H} x {W} ({message_of(error)})"
+        return f"{name} {raised(error)}"
+
+    with as_input_error(describe, "mend that, or give --size, --mean and --std as in its training, "
+                        "a number for each channel (one alone is for grey pictures)"):
         # Noise, as of a black picture ReLUs may leave nothing.
         x = network.tensor([Image.effect_noise((W, H), 64).convert(preprocessing.mode)])
         if any(isinstance(module, LazyModuleMixin) for module in network.module.modules()):
@@ -206,11 +211,8 @@ def file_network(model: str, weights: str | None) -> Network:
     if (folder := str(path.absolute().parent)) not in sys.path:
         sys.path.insert(0, folder)  # for what it imports itself
 
-    def describe(error: BaseException) -> str:
-        return f"model {model} raised {type(error).__name__} ({message_of(error)})"
-
     fix = "give a file and the class or function in it that makes the network"
-    with as_input_error(describe, fix):
+    with as_input_error(lambda error: f"model {model} {raised(error)}", fix):
         content = runpy.run_path(str(path))
         if name not in content:
             defined = [word for word, value in content.items() if callable(value)]

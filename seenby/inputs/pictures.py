@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
+from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from seenby.errors import InputError, as_input_error, message_of, one_line
+from seenby.errors import InputError, as_input_error, one_line, warn_once
 from seenby.inputs.classes import class_index, label_of, read_labels
+from seenby.inputs.decoding import MAX_PIXELS, open_image, to_mode
 from seenby.machine import import_torchvision
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".psd",
+                  ".svg", ".eps", ".pdf", ".dcm", ".npy")
 NO_PICTURES = "no pictures were given; give files or folders with " + " ".join(SUFFIXES)
-# Pillow can do more than these, but not safely: it starts Ghostscript for an EPS. What it opens as
-# JPEG may be a phone's MPO, of several frames; as a name for its open, MPO is unknown.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 DATA_SETS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
-MAX_PIXELS = 80_000_000  # of a picture: decoded they take up to 700 MB
 MIN_CONTRAST = 32  # of 255 between the darkest and the brightest value: 12 bits of 16 have 15
 NO_CONTRAST = ("the network is shown next to one shade, as of a file that has 12 bits in 16: scale "
                "its numbers to all that there are")
@@ -108,16 +105,47 @@ def source_items(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
     elif not Path(source).is_dir():
         yield Path(source).stem, "", partial(open_image, Path(source))
     else:
-        for folder, folders, names in os.walk(source):
-            folders[:] = sorted(name for name in folders if name[0] != ".")
+        for folder, names in folders_in(source):
             label = "" if folder == source else Path(folder).name
             table = Path(folder, "labels.csv")
             labels = read_labels(table) if table.is_file() else {}
-            paths = (Path(folder, name) for name in sorted(names) if name[0] != ".")
-            # At once: a file that vanishes later is missed by name, and moves no other one up.
-            for path in [p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()]:
+            paths = [Path(folder, name) for name in names]
+            # At once: a file that vanishes later is missed by name, and moves no other one up. So
+            # is a link to nothing.
+            paths = [path for path in paths if path.suffix.lower() in SUFFIXES
+                     and (path.is_file() or (path.is_symlink() and not path.exists()))]
+            say_what_is_left_out(folder, names, labels, paths)
+            for path in paths:
                 given = labels.get(path.name, labels.get(path.stem, label))
                 yield path.stem, given, partial(open_image, path)
+
+
+def folders_in(source: str) -> Iterator[tuple[str, list[str]]]:
+    """A folder and its sub-folders, linked ones too, each once, with the names in them; in order,
+    and without what is hidden."""
+    seen = set[str]()
+    for folder, folders, names in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
+        if real not in seen:
+            yield folder, sorted(name for name in names if name[0] != ".")
+        seen.add(real)
+
+
+def say_what_is_left_out(folder: str, names: Sequence[str], labels: Mapping[str, str],
+                         paths: Sequence[Path]) -> None:
+    """Once: which files in a folder are pictures of kinds that are not read, and which rows of its
+    labels.csv name none of its pictures."""
+    if get_worker_info():
+        return
+    others = [name for name in names if Path(name).suffix.lower() in OTHER_SUFFIXES]
+    if others:
+        warn_once(f"{folder}: {len(others)} pictures are of kinds that are not read, such as "
+                  f"{others[0]}, and are left out; convert them to PNG or JPEG")
+    here = {name for path in paths for name in (path.name, path.stem)}
+    if unknown := [name for name in labels if name not in here]:
+        warn_once(f"{folder}/labels.csv: {len(unknown)} rows name no picture in this folder, such "
+                  f"as {unknown[0]}; put the table beside its pictures")
 
 
 def data_set_items(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[Item]:
@@ -159,70 +187,9 @@ def load_picture(item: Item, preprocessing: Preprocessing, classes: tuple[str, .
     except MemoryError:
         too_large = f"{name} is too large for this machine; give a smaller one"
         return Picture(name, None, label, too_large)
-    if np.ptp(np.asarray(image)) < MIN_CONTRAST:
+    if np.ptp(np.asarray(image), axis=(0, 1)).max() < MIN_CONTRAST:  # of each channel by itself
         note = "; ".join(filter(None, [note, NO_CONTRAST]))
     return Picture(name, image, label, note, original if keep_original else None, box)
-
-
-def open_image(path: Path) -> Image.Image:
-    """Grey (L) or colour (RGB), as a viewer shows it: turned, transparent parts white."""
-
-    def describe(error: BaseException) -> str:
-        if isinstance(error, UnidentifiedImageError):
-            return f"{path} is {'not an image' if path.stat().st_size else 'an empty file'}"
-        return f"{path} is truncated or broken ({message_of(error)})"  # decoders raise anything
-
-    fix = "give a whole PNG, JPEG, GIF, BMP, TIFF or WebP picture"
-    image: Image.Image
-    silence_decoders()
-    with as_input_error(describe, fix), Image.open(path, formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"{path} is too large, {image.width} x {image.height} pixels; give at "
-                             f"most {MAX_PIXELS // 10**6} million")
-        ImageOps.exif_transpose(image, in_place=True)
-        return to_opaque_8_bits(image, path)
-
-
-def to_opaque_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Grey (L) or colour (RGB), transparent parts white."""
-    if image.mode[0] in "IF":
-        image = scale_to_8_bits(image, path)
-    if image.mode == "La":  # premultiplied grey, which Pillow converts to nothing but LA
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        transparent = to_mode(image, "RGBA")
-        image = Image.new("RGB", transparent.size, "white")
-        image.paste(transparent, mask=transparent)
-    return to_mode(image, "L" if image.mode in ("1", "L") else "RGB")
-
-
-@cache
-def silence_decoders() -> None:
-    """What Pillow and libtiff find wrong is raised, and they need not write it down as well.
-
-    libtiff's handler is taken away in the library that Pillow is linked with, for the process: to
-    catch what comes by file descriptor 2 would catch other threads' lines, too.
-    """
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it logs to standard error
-    with suppress(AttributeError, OSError):  # linked in such a way that it can't be found
-        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-
-
-def scale_to_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Pillow clips 16-bit and float grey at 255 instead of scaling it."""
-    values = np.array(image, np.float32)
-    low, high = values.min(), values.max()
-    if not 0 <= low <= high <= 65535:
-        raise InputError(f"{path} holds numbers from {low:g} to {high:g}; give 8 or 16 bits")
-    white = 65535 if ";16" in image.mode or high > 255 else 255 if high > 1 else 1
-    values *= 255
-    values /= white
-    return Image.fromarray(values.round(out=values).astype(np.uint8))
-
-
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converted to Pillow's mode; the same object if it already has it."""
-    return image if image.mode == mode else image.convert(mode)
 
 
 def resize_and_crop(image: Image.Image, to: Preprocessing,

@@ -53,8 +53,7 @@ class Tally:
             self.explained += 1
             if self.explained * len(rows) <= columns or not self.in_figure:  # one at least
                 self.in_figure[rows[0]["image"]] = batch
-            for row in rows:
-                self.notes.update(notes_in(row))
+            self.notes.update(dict.fromkeys(note for row in rows for note in notes_in(row)).keys())
 
     @property
     def total(self) -> int:
@@ -94,14 +93,18 @@ def first_lines(lines: list[str], most: int, rest: str) -> list[str]:
 
 
 def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, *, seconds: float,
-            columns: int, per_picture: int, written: str, trust: Sequence[str] = ()) -> str:
+            total: int, columns: int, per_picture: int, written: str,
+            trust: Sequence[str] = ()) -> str:
     """The account of a run; trust: the sentences of --trust.
 
-    explanation: any of the run's. per_picture: how many of the figure's columns a picture has.
+    explanation: any of the run's. total: of the pictures that there are. per_picture: how many of
+    the figure's columns a picture has.
     """
     u, v = explanation.L_c.shape[1:]
     skipped = f", {len(tally.skipped)} skipped" if tally.skipped else ""
     skipped += f", {tally.not_picked} not picked" if tally.not_picked else ""
+    if tally.total < total:
+        skipped += f"; the search ended after {tally.total} of {total}"
     all_columns, shown = tally.explained * per_picture, len(tally.in_figure) * per_picture
     shown = min(columns, shown)
     figure = f"; the figure shows the first {shown}" if all_columns > shown else ""
@@ -113,7 +116,7 @@ def summary(network: Network, explanation: Explanation, pad: Pad, tally: Tally, 
         *entry("layer", f"{explanation.layer}, {explanation.alpha.shape[1]} maps of {u} x {v}"),
         *entry("pad", pad_sentence(explanation, pad)),
         *entry("pictures", f"{tally.explained} explained in {seconds:.1f} s{skipped}{figure}"),
-        *accuracy_lines(tally, network),
+        *accuracy_lines(tally, network, ", as far as it went" if tally.total < total else ""),
         *(line for words in (*notes_of(tally), *network.notes) for line in entry("note", words)),
         *trust_lines(trust),
         f"written   {textwrap.indent(written, ' ' * 10).lstrip()}",
@@ -148,19 +151,19 @@ def trust_lines(sentences: Sequence[str]) -> list[str]:
                                       subsequent_indent=" " * 12)]
 
 
-def accuracy_lines(tally: Tally, network: Network) -> list[str]:
+def accuracy_lines(tally: Tally, network: Network, so_far: str) -> list[str]:
     seen, correct, C = tally.seen.total(), tally.correct.total(), len(network.classes)
     if not seen:
         return []
     if network.task == "multilabel":
         single = 1 - tally.wrong_labels / (seen * C)
         return entry("accuracy", f"{correct} of {seen} with labels have all of them right "
-                     f"({correct / seen:.1%}); of single labels {single:.1%} are")
+                     f"({correct / seen:.1%}){so_far}; of single labels {single:.1%} are")
     space = "\N{NO-BREAK SPACE}"  # within a class and its count no line is broken
     counts = (f"{name} {tally.correct[name]}/{n}" for name, n in sorted(tally.seen.items()))
     wrapped = textwrap.wrap(", ".join(count.replace(" ", space) for count in counts), 70)
     percent = f"{correct / seen:.1%}"
-    return [f"accuracy  {correct} of {seen} with a label are right ({percent})",
+    return [f"accuracy  {correct} of {seen} with a label are right ({percent}){so_far}",
             *(" " * 10 + line.replace(space, " ") for line in wrapped),
             *(entry("note", CHANCE) if is_chance(correct, seen, C) else ())]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.textpath import text_to_path
 from PIL import Image
@@ -205,6 +206,26 @@ def test_letters_that_the_usual_font_lacks_come_from_another(column, monkeypatch
     fonts_for.cache_clear()
     assert texts(bare)[-1] == "no font here has U+1D434: install one that does"
     assert bare.get_figheight() == pytest.approx(figure.get_figheight() + 0.2)
+
+
+@pytest.mark.parametrize("relus", [0, 3])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam", "counterfactual"])
+def test_no_words_leave_the_sheet(column, relus, method):
+    """Of many columns, which leave no margin over."""
+    picture, explanation = column(method=method)
+    explanation = replace(explanation, relu_calls=relus, other_activations=("silu",))
+    for methods in ([explanation], [explanation, column()[1]]):
+        explanations = (methods * 16)[:16]
+        figure = draw_grid([picture] * 16, explanations, DIGITS, Style(tuple(PANELS)))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        width, height = canvas.get_width_height()
+        for text in figure.axes[0].texts:
+            box = text.get_window_extent(canvas.get_renderer())
+            assert box.x0 >= 0, text
+            assert box.x1 <= width, text
+            assert box.y0 >= 0, text
+            assert box.y1 <= height, text
 
 
 def test_names_are_never_read_as_mathematics(column):

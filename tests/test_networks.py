@@ -250,7 +250,7 @@ def test_a_network_of_ones_own(own, tmp_path):
         ("Mising", r"own.py has no Mising; give "),
         ("number", "own.py:number made no network but int; return the network"),
         ("leaves", r"own.py:leaves raised SystemExit \(7\)"),
-        ("Forgets", r"Forgets of own.py raised TypeError \(no such thing\) in own.py, line \d+; mend"),
+        ("Forgets", r"Forgets of own.py raised TypeError \(no such thing\) in own.py, line \d+"),
         ("fails", r"own.py:fails raised RuntimeError \(in your own code\)"),
         ("fixed",
          r"fixed of own.py can't take pictures of 3 x 224 x 224 \(.*give --s"),

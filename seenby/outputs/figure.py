@@ -208,7 +208,8 @@ def draw_title_and_colorbar(axes: Axes, name: str, title: str, meaning: str, sty
                             where: tuple[float, float, float]) -> None:
     """A row's title and meaning before it, the scale of its colours behind it."""
     left, right, y = where
-    size = 11 if len(title) < 14 or "\n" in title else 8.5
+    letters = max(map(len, title.split("\n")))
+    size = 11 if letters < 10 else 10 if letters < 13 else 8.5  # Grad-CAM++, Counterfactual
     axes.text(left, y + 0.41, title, size=size, weight="bold", ha="right", va="bottom")
     axes.text(left, y + 0.45, meaning, size=9, color="0.25", ha="right", va="top")
     if name == "raw":

@@ -61,8 +61,9 @@ def fingerprint(network: Network, settings: Settings,
     for weight in [*network.module.parameters(), *network.module.buffers(), *likes]:
         array: Any = weight.detach().contiguous().numpy()
         mark = zlib.crc32(array, mark)
-    for name, label, _ in Source(settings, network).items():
-        mark, total = zlib.crc32(f"{name} {label}".encode(errors="replace"), mark), total + 1
+    for item in Source(settings, network).items():
+        words = f"{item.name} {item.label}"
+        mark, total = zlib.crc32(words.encode(errors="replace"), mark), total + 1
     return f"{mark:08x}", total
 
 

@@ -109,8 +109,8 @@ def split_on_oom(work: Callable[[list[Given]], list[Result]], items: list[Given]
     # Not within the except clause: as long as the error lives, so does the memory of what failed.
     half = len(items) // 2
     return_freed_memory()
-    warn_once(f"no memory for {len(items)} pictures at once, so {half}; --batch-size {half} "
-              "saves the attempt")
+    warn_once(f"not enough memory for {len(items)} pictures at once, so {half} now; --batch-size "
+              f"{half} begins there")
     return split_on_oom(work, items[:half]) + split_on_oom(work, items[half:])
 
 

@@ -28,7 +28,7 @@ class Observation:
     y_c: float  # the score that is explained
     falls: Tensor  # (fills, M) by how much it fell
     tiles: dict[str, Tensor]  # (K, T) of OWN, of each control in K ways, of what else was tried
-    correct: bool | None  # whether it is read right; None: it has no label
+    correct: bool | None  # whether it is classified correctly; None: it has no label
 
 
 def scores_of(observations: Sequence[Observation]) -> dict[str, Tensor]:

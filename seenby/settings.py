@@ -81,7 +81,7 @@ def require_consistent(settings: Settings, ranks: Ranks) -> None:
         raise InputError("the task is embedding; give --like PICTURE, which others are compared to")
     if settings.pick != "all" and settings.task in ("embedding", "regression"):
         raise InputError(f"--pick {settings.pick} was given; the task is {settings.task}, of which "
-                         "no picture is right or wrong: leave it away")
+                         "no picture is right or wrong: drop it")
     if ranks.world_size > 1 and settings.pick != "all" and settings.limit:
         raise InputError("--pick with --limit was given to several processes, of which none knows "
                          "what the others picked; drop one of them, or use one process")

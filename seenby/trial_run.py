@@ -75,7 +75,7 @@ def observe_pictures(settings: Settings, network: Network, target: Target, outpu
     observations: dict[str, Observation] = {}
     hidden = True if settings.quiet else None  # None: unless a terminal
     with tqdm(total=len(chosen), desc="trust", delay=2, disable=hidden, unit=" pictures") as bar:
-        for item in (item for item in source.items() if item[0] in chosen):
+        for item in (item for item in source.items() if item.name in chosen):
             picture = source.load(item)
             if picture.image is None:  # any more
                 raise InputError(picture.note)
@@ -115,7 +115,7 @@ def target_title(target: Target) -> str:
 
 
 def forest_of(trust: Trust) -> Any:
-    right = f", {trust.correct} of {trust.labelled} read right" if trust.labelled else ""
+    right = f", {trust.correct} of {trust.labelled} classified correctly" if trust.labelled else ""
     counts = f"{trust.pictures} pictures x {trust.sets} sets{right}"
     own, reach = (weaker(trust.correlation[name])[0] for name in (OWN, COVERINGS))
     counts += f"\nthey score {own:.2f}, maps made of half of the coverings {reach:.2f}"

@@ -57,7 +57,7 @@ def trust(net: nn.Module, x: Tensor, target: Target = None, layer: Layer = None,
     """Whether the maps of explain(net, x, target, layer, method, pad, task=task) can be trusted.
 
     x: (N, C, H, W), some forty pictures of the kind that the network is for, of different classes.
-    labels: their classes, to tell how many are read right.
+    labels: their classes, to tell how many are classified correctly.
     """
     require_arguments(net, x)
     N = len(x)

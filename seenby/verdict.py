@@ -174,8 +174,8 @@ def sentence_of_others(gains: dict[str, Intervals]) -> str:
 
 
 def sentence_of_counts(pictures: int, times: int, labelled: int, correct: int) -> str:
-    read = (f"{correct} of {labelled} with a label are read right" if labelled else
-            "none has a label, so how many are read right is not known")
+    read = (f"{correct} of {labelled} with a label are classified correctly" if labelled else
+            "none has a label, so how many are classified correctly is not known")
     return f"of {pictures} picture{'s' * (pictures > 1)}, each covered {times} times; {read}"
 
 

@@ -39,7 +39,7 @@ def test_it_is_8_cm_wide_and_nothing_is_cut_off():
             "the default, less": {f"layer blocks.{k}.a_very_long_name.conv": gain for k, gain in
                                   enumerate(GROUPS["the maps, less those of"].values())}}
     figure = draw_forest("No better than a flat map or another picture's or their mirror image",
-                         "40 pictures x 24 sets, 39 of 40 read right", long)  # fmt: skip
+                         "40 pictures x 24 sets, 39 of 40 classified correctly", long)  # fmt: skip
     assert round(figure.get_figwidth() * 2.54, 2) == 8
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

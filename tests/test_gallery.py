@@ -382,7 +382,7 @@ def test_the_apostrophe_of_the_table_is_not_shown(tmp_path):
 
 
 def test_a_map_that_was_asked_for_twice_is_shown_once(tmp_path):
-    """--target predicted label, of a picture that is read right."""
+    """--target predicted label, of a picture that is classified correctly."""
     drawn(tmp_path, "a@3", "b@3", "b@4")
     rows = [row("a", "3"), row("a", "3"), row("b", "4"), row("b", "4", target="4")]
     names = ("a%403", "b%403", "b%404")

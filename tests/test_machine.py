@@ -93,9 +93,9 @@ def test_what_does_not_fit_into_memory_is_halved_until_it_does(monkeypatch, caps
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
     assert len(returned) == 3
     assert capsys.readouterr().err.splitlines() == [
-        "seenby: no memory for 7 pictures at once, so 3; --batch-size 3 saves the attempt",
-        "seenby: no memory for 3 pictures at once, so 1; --batch-size 1 saves the attempt",
-        "seenby: no memory for 4 pictures at once, so 2; --batch-size 2 saves the attempt",
+        "seenby: not enough memory for 7 pictures at once, so 3 now; --batch-size 3 begins there",
+        "seenby: not enough memory for 3 pictures at once, so 1 now; --batch-size 1 begins there",
+        "seenby: not enough memory for 4 pictures at once, so 2 now; --batch-size 2 begins there",
     ]
     assert split_on_oom(work, []) == []
     assert sizes[-1] == 2  # nothing is asked for nothing

@@ -341,7 +341,7 @@ def test_without_memory_for_a_batch_it_is_halved(
     assert tried.count(4) == 10
     assert tried.count(2) == 20
     assert capsys.readouterr().err == (
-        "seenby: no memory for 4 pictures at once, so 2; --batch-size 2 saves the attempt\n"
+        "seenby: not enough memory for 4 pictures at once, so 2 now; --batch-size 2 begins there\n"
     )
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "seenby.csv").write_bytes(at_once["seenby.csv"])
@@ -395,7 +395,7 @@ def test_where_memory_really_ends_the_batch_is_halved(forty, tmp_path):
     done = python("-c", SHORT, *words)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[1] == (
-        "seenby: no memory for 24 pictures at once, so 12; --batch-size 12 saves the attempt"
+        "seenby: not enough memory for 24 pictures at once, so 12 now; --batch-size 12 begins there"
     )
     assert len(table(tmp_path)) == 24
 
@@ -413,7 +413,7 @@ def test_without_memory_for_a_gradient_the_batch_is_halved_too(
     monkeypatch.setattr(torch.autograd, "grad", greedy)
     monkeypatch.setattr("seenby.errors._warned", set())
     assert main(arguments(forty, tmp_path)) == 0
-    assert "no memory for 4 pictures at once, so 2" in capsys.readouterr().err
+    assert "memory for 4 pictures at once, so 2" in capsys.readouterr().err
 
 
 def test_a_picture_that_vanishes_before_it_is_read(forty, tmp_path, monkeypatch, capsys):

@@ -270,7 +270,7 @@ def test_logarithms_of_probabilities_that_nothing_tells_are_said_to_be_such():
 def test_one_row_for_several_pictures_is_not_one_number_each():
     net, x = network(3, lambda y: y.mean(0, keepdim=True)), pictures()
     assert net(x).shape == (1, len(x))
-    with pytest.raises(InputError, match=r"gives \(1, 3\) of float\d+, of which it is not plain"):
+    with pytest.raises(InputError, match=r"gives \(1, 3\) of float\d+, and it is not clear"):
         explain(net, x)
 
 
@@ -311,12 +311,12 @@ def test_the_logits_are_found_in_what_a_network_returns(output):
     ("output", "words"),
     [
         (lambda y: (y, y), r"gives tuple of \(3, 5\) of float64, \(3, 5\) of float64"),
-        (lambda y: {"boxes": y, "scores": y}, "gives dict of boxes, scores, of which it is not"),
+        (lambda y: {"boxes": y, "scores": y}, "gives dict of boxes, scores, and it is not"),
         (lambda y: [{"boxes": y}] * 3, "gives list of dict of boxes, dict of boxes, dict of"),
-        (lambda y: (), "gives tuple of nothing, of which"),
-        (lambda y: y.long(), r"gives \(3, 5\) of int64, of which"),
-        (lambda y: y[None], r"gives \(1, 3, 5\) of float64, of which"),
-        (lambda y: "cat", "gives str, of which"),
+        (lambda y: (), "gives tuple of nothing, and it"),
+        (lambda y: y.long(), r"gives \(3, 5\) of int64, and it"),
+        (lambda y: y[None], r"gives \(1, 3, 5\) of float64, and it"),
+        (lambda y: "cat", "gives str, and it"),
     ],
 )
 def test_an_output_that_is_not_plain_is_named_with_the_cure(output, words):

@@ -75,7 +75,7 @@ def test_the_plot_says_what_the_coverings_reach(tried):
                   for name in ("own", "coverings"))
     plot = forest_of(Trust(**{field.name: record[field.name] for field in fields(Trust)}))
     assert plot.get_suptitle().splitlines()[-2:] == [
-        "8 pictures x 24 sets, 8 of 8 read right",
+        "8 pictures x 24 sets, 8 of 8 classified correctly",
         f"they score {own:.2f}, maps made of half of the coverings {reach:.2f}",
     ]
 
@@ -142,7 +142,7 @@ def test_a_picture_that_is_gone_is_named(many_digits, tmp_path, monkeypatch):
 
 
 def test_labels_are_right_where_all_of_them_are(many_digits, tmp_path):
-    """As in the account: with one of two labels predicted, a picture is not read right."""
+    """As in the account: with one of two labels predicted, a picture is not correct."""
     digits = tmp_path / "in"
     digits.mkdir()
     for i in range(8):

@@ -235,7 +235,7 @@ def test_the_same_call_says_the_same(corners):
     assert net.training
     assert (first.labelled, first.correct) == (9, 9)
     assert first.sentences[-1] == ("of 9 pictures, each covered 48 times; 9 of 9 with a label are "
-                                   "read right")  # fmt: skip
+                                   "classified correctly")  # fmt: skip
 
 
 def test_what_is_asked_for_is_compared_with_the_default(network, digits):

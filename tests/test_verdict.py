@@ -148,7 +148,8 @@ def test_a_judgement():
     assert redrawn.startswith("they beat a network of freshly drawn weights by ")
     assert default == "the default does as well: 0.00 (0.00 to 0.00)"
     assert others == "none of layer conv1, pad 0 does better"
-    assert counts == ("of 40 pictures, each covered 48 times; 10 of 40 with a label are read right")
+    assert counts == ("of 40 pictures, each covered 48 times; 10 of 40 with a label are "
+                      "classified correctly")  # fmt: skip
     assert set(found.default_minus) == {"layer conv1", "pad 0"}
     assert set(found.minus) == {"flat", "another's", "mirrored", "moved", "box", "edges", "redrawn"}
     assert str(found).splitlines() == [*found.sentences]

@@ -1,6 +1,13 @@
-"""Which operations on the ways from the pixels to the logits are ReLUs, and which are not.
+"""Which operations on the ways from the pixels to the logits are ReLUs, and which others are not.
 
-A ReLU is known by its node in autograd's graph, whoever called it: a module, a function, a script.
+To guide a ReLU, its node in autograd's graph is needed, however the network spells it.
+
+- Most are known by the node: ReluBackward0 is one, and ClampMinBackward0 if its bound is 0, as
+  BOUNDS has it.
+- A mask, as in x * (x > 0), leaves a node like any product's. So what may be one is called by
+  Activations.call, which compares what it gives with ReLU(x).
+- Other activations are noted as they are called, to be named. What TorchScript calls is not seen,
+  and is named by its node (HIDDEN).
 """
 
 from __future__ import annotations
@@ -55,24 +62,30 @@ class Activations:
         """Call a function that may be an activation."""
         if name in SIGNS or name in CASTS:
             return note_sign(func(*args, **kwargs), name, args)
-        masked = masked_tensor(args, kwargs) if name in MASKING else None
-        if name in MASKING and masked is None:
+        x = masked_tensor(args, kwargs) if name in MASKING else None
+        if name in MASKING and x is None:
             return func(*args, **kwargs)
         given: Any = args[0] if args else None
-        is_copied = (name in BOUNDED or masked is given) and is_view(given)
-        if is_copied:  # in place, the gradient of its base would hide the ReLU's own
-            args = (given.clone(), *args[1:])
-        before = None if masked is None else masked.detach().clone()
-        is_by_sign = masked is not None and any(
-            getattr(each, SIGN_OF, None) == address_of(masked) for each in tensors_in(args))
+        if not ((name in BOUNDED or x is given) and is_view(given)):
+            return self.call_noted(name, func, args, kwargs, x)
+        # Changed in place, a view would get the node of its base in place of the ReLU's own. So a
+        # copy is changed, and what comes out is written back.
+        copy = given.clone()
+        out = self.call_noted(name, func, (copy, *args[1:]), kwargs, x)
+        return given.copy_(copy) if out is None or out is copy else out
+
+    def call_noted(self, name: str, func: Any, args: Any, kwargs: Any, x: Tensor | None) -> Any:
+        """Call it, and note whether it was a ReLU; x: what is masked, if it masks."""
+        before = None if x is None else x.detach().clone()  # it may be changed in place
+        is_by_sign = x is not None and any(
+            getattr(each, SIGN_OF, None) == address_of(x) for each in tensors_in(args))
         out = func(*args, **kwargs)
         result = args[0] if out is None else out  # x[mask] = 0 gives nothing back
-        is_mask = before is not None and result.requires_grad
-        if is_mask and is_relu_of(before, result, is_by_sign):
+        if before is not None and result.requires_grad and is_relu_of(before, result, is_by_sign):
             self.masks.add(result.grad_fn)
         else:
             self.note(name, result, args, kwargs)
-        return given.copy_(result) if is_copied and result is args[0] else out
+        return out
 
     def note(self, name: str, result: Any, args: Any, kwargs: Any) -> None:
         """Note what is no mask. Whether it is a ReLU can be told by its node, and only by that."""
@@ -141,7 +154,7 @@ def is_relu_of(x: Any, result: Tensor, is_by_sign: bool) -> bool:
 
 
 def note_sign(out: Any, name: str, args: Any) -> Any:
-    """Of x > 0, and of that as numbers, whose sign it is."""
+    """Note on x > 0, and on what it is cast to, that it is the sign of x."""
     x: Any = args[0] if args else None
     if name in SIGNS and len(args) > 1 and is_zero(args[1]):
         setattr(out, SIGN_OF, address_of(x))

@@ -18,17 +18,17 @@ GRAPH_HINT = "or switch off no_grad and checkpoints within the network"
 
 
 def head_gradients(y_c: Tensor, A: Tensor) -> list[Tensor]:
-    """dy_c / dA (B, K, u, v) of every target: where it can be, by one walk through the head.
+    """dy_c / dA of each of T targets, in the layout of A, from their scores y_c (B, T).
 
-    y_c: (B, T).
+    Where PyTorch can batch it, one backward pass through the head serves all targets.
     """
     B, T = y_c.shape
-    # In a function of the network's own it may take the whole process with it.
+    # A batched pass through an autograd.Function of the network's may end the whole process.
     if T > 1 and not any(map(is_function, nodes_behind(y_c)[0])):
         each = torch.eye(T, dtype=y_c.dtype, device=y_c.device)[:, None].expand(T, B, T)
-        with suppress(RuntimeError):  # group norm, for one, is not made for several at once
-            walk = torch.autograd.grad(y_c, A, each, retain_graph=True, is_grads_batched=True)
-            return list(walk[0])
+        with suppress(RuntimeError):  # some operations, as group norm, can't be batched
+            (dyc_dA,) = torch.autograd.grad(y_c, A, each, retain_graph=True, is_grads_batched=True)
+            return list(dyc_dA)
     return [gradient(number, A, retain_graph=True) for number in totals(y_c)]
 
 
@@ -41,15 +41,18 @@ def totals(y_c: Tensor) -> list[Tensor]:
 
 
 def guided_backprop(relu_nodes: Sequence[Any], A: Tensor, y_c: Tensor, x: Tensor) -> list[Tensor]:
-    """R (B, C, H, W) of every target: dy_c / dx with every ReLU guided from here on."""
+    """R (B, C, H, W) of every target: dy_c / dx with every ReLU guided.
+
+    The hooks stay on the graph: from here on each backward pass through it is guided.
+    """
     for node in relu_nodes:
         node.register_hook(keep_positive)
     numbers = totals(y_c)
     last = len(numbers) - 1
     fix = f"explain without guided maps, {GRAPH_HINT}"
     with as_input_error("the pixels do not lead to the logits", fix):
-        # Through the head they go together, where all goes through A: the gradient of (A * g).sum()
-        # at A is g, which is guided, too.
+        # Where all paths pass A, the targets share a guided pass to A, from where each goes on by
+        # itself: the gradient of (A * g).sum() at A is g.
         if last and get_gradient_edge(A)[:2] in (edges_on_every_path(y_c, x) or ()):
             numbers = [(A * g).sum() for g in head_gradients(y_c, A)]
         return [gradient(number, x, retain_graph=t < last) for t, number in enumerate(numbers)]
@@ -67,15 +70,15 @@ def keep_positive(grad_inputs: Sequence[Tensor | None], _grad_outputs: Any) -> N
 
 
 def gradient(number: Tensor, x: Tensor, *, retain_graph: bool) -> Tensor:
-    """Of one number: where gradients are handed over, PyTorch compares their shapes with SymPy's
-    help, whose import takes half a second and 50 MB.
+    """d number / dx. Of a single number: where several are given, PyTorch imports SymPy to compare
+    shapes, which takes half a second and 50 MB.
     """
     return torch.autograd.grad(number, x, retain_graph=retain_graph)[0]
 
 
 def is_function(node: Any) -> bool:
-    """An autograd.Function of the network's: no graph is made within it (nor within no_grad)."""
-    return getattr(node, "_forward_cls", OneChannelConv2d) is not OneChannelConv2d
+    """Whether it is an autograd.Function of the network's own, within which no graph is made."""
+    return getattr(node, "_forward_cls", None) not in (None, OneChannelConv2d)
 
 
 def nodes_between(y: Tensor, x: Tensor) -> set[Any]:

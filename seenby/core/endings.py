@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from seenby.core.activations import argument
 
-ENDING = "_seenby_ending"  # what is noted on a tensor in the forward pass that is being recorded
+ENDING = "_seenby_ending"  # what an EndingNote is called on a tensor
 SIGMOIDS = {"sigmoid", "special_expit", "log_sigmoid"}
 # What may follow them: the numbers in another shape or type; some of them; all but the extremes, or
 # their logarithm.
@@ -19,34 +19,45 @@ FOLLOWING = RESHAPES | PARTS | MONOTONE
 ENDINGS = {"softmax", "log_softmax"} | SIGMOIDS | FOLLOWING
 
 
-def ending_note(name: str, func: Any, args: Any, kwargs: Any,
-                out: Any) -> tuple[int, str, Tensor] | None:
-    """Of a softmax over classes, or a sigmoid: out's version, which it was, and what it was given.
+class EndingNote(NamedTuple):
+    """What is noted on a tensor that a softmax or a sigmoid gave, while a pass is recorded."""
 
-    The note goes on through a change of shape, and that of a sigmoid to parts of what it gave.
+    version: int  # the tensor's, which rises when it is changed in place
+    activation: str  # softmax or sigmoid
+    logits: Tensor  # what that was given
+
+
+def ending_note(name: str, func: Any, args: Any, kwargs: Any, out: Any) -> EndingNote | None:
+    """The note on out, which an operation of this name gave; None if it ends no network.
+
+    A change of shape hands the note on, and does the same to the logits. Parts of a softmax get
+    none, as they no longer sum to 1.
     """
     given = argument(args, kwargs, 0, "input")
     if name in FOLLOWING:
-        note = getattr(given, ENDING, None)
-        if note is None or note[0] != given._version or (name in PARTS and note[1] == "softmax"):
+        note: EndingNote | None = getattr(given, ENDING, None)
+        if note is None or note.version != given._version:
+            return None
+        if name in PARTS and note.activation == "softmax":
             return None
         if name in MONOTONE:
-            return out._version, note[1], note[2]
+            return note._replace(version=out._version)
         how = {word: value for word, value in kwargs.items() if value is not given}
-        return out._version, note[1], func(note[2], *args[1:], **how)
+        logits = func(note.logits, *args[1:], **how)
+        return EndingNote(out._version, note.activation, logits)
     if out is given:  # in place
         return None
     if name in SIGMOIDS:
-        return out._version, "sigmoid", given
+        return EndingNote(out._version, "sigmoid", given)
     # Attention's softmax goes over the last of four axes.
     if argument(args, kwargs, 1, "dim") in (None, 1, 1 - given.ndim):
-        return out._version, "softmax", given
+        return EndingNote(out._version, "softmax", given)
     return None
 
 
 def before_ending(output: Tensor) -> tuple[Tensor, str]:
     """What a final softmax or sigmoid was given, and which it was; or the output, and nothing."""
-    note = getattr(output, ENDING, None)
-    if note is None or note[0] != output._version:  # changed in place: it is not what comes out
+    note: EndingNote | None = getattr(output, ENDING, None)
+    if note is None or note.version != output._version:  # it was changed in place behind them
         return output, ""
-    return note[2], note[1]
+    return note.logits, note.activation

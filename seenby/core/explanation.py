@@ -59,8 +59,8 @@ class Explanation:
     layer_note: str = ""  # what must be said of the layer's choice
 
     def __iter__(self) -> Iterator[Explanation]:
-        for name in ("probabilities", "predicted", "may_be_probability", "is_finite"):
-            getattr(self, name)  # at once for the whole batch, which takes a tenth of the time
+        # Computed for the whole batch, and then cut: that takes a tenth of the time.
+        _ = self.probabilities, self.predicted, self.may_be_probability, self.is_finite
         endings = repeat(None) if self.ending is None else one_by_one(self.ending)
         parts = one_by_one(self, whole=() if self.task else ("logits",))
         for part, ending in zip(parts, endings, strict=False):
@@ -145,13 +145,14 @@ def explain_many(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: La
         return []
     with (torch.inference_mode(False), torch.enable_grad(), borrowed(net),
           telling_misfit(net, x)):
-        work = partial(explain_layer, layer, net, x, targets, methods, pad, guided, task, more)
+        work = partial(explain_once, net, x, targets, layer, methods, pad, guided, task, more)
         return speedups.with_fallback(work)
 
 
-def explain_layer(layer: Layer, net: nn.Module, x: Tensor, targets: Sequence[Target],
-                  methods: Sequence[str], pad: Pad, guided: bool, task: str | None,
-                  more: MoreInputs) -> list[Explanation]:
+def explain_once(net: nn.Module, x: Tensor, targets: Sequence[Target], layer: Layer,
+                 methods: Sequence[str], pad: Pad, guided: bool, task: str | None,
+                 more: MoreInputs) -> list[Explanation]:
+    """Find the layer, go forward, read the scores y_c, go backward, and weigh the maps."""
     if layer is None:
         found = look_for_layer(net, x, targets[0], task, more)
     else:
@@ -160,15 +161,16 @@ def explain_layer(layer: Layer, net: nn.Module, x: Tensor, targets: Sequence[Tar
     ending = read_ending(forward.output, len(x), task)
     scores = [score_of(target, forward.output, ending, len(x)) for target in targets]
     gradients = gradients_of(forward, stack_scores(scores, ending), guided)
-    on = torch.is_autocast_enabled(x.device.type)  # not for maps, as exact as what they are made of
-    with torch.autocast(x.device.type, enabled=False) if on else nullcontext():
+    # The maps are as exact as A and the gradients are, and not as coarse as autocast's products.
+    is_coarse = torch.is_autocast_enabled(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if is_coarse else nullcontext():
         return [explanation_of(forward, ending, score, method, pad, gradients, t)
                 for t, score in enumerate(scores) for method in methods]
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of every target, and what lies on the ways from the scores back to the pixels."""
+    """What the backward passes gave, for each of T targets."""
 
     y_c: Tensor  # (B, T) the scores, without their graph
     of_layer: Sequence[Tensor]  # dy_c / dA, in the layer's own layout
@@ -192,7 +194,7 @@ def gradients_of(forward: Forward, y_c: Tensor, guided: bool) -> Gradients:
 
 def explanation_of(forward: Forward, ending: Ending | None, score: Score, method: str, pad: Pad,
                    gradients: Gradients, t: int) -> Explanation:
-    """By a method, of target number t."""
+    """The explanation of target number t by one method."""
     grid, size, R = forward.grid, forward.x.shape[2:], gradients.R[t]
     exact = torch.promote_types(forward.A.dtype, torch.float32)  # 16 bits lose small products
     A, dyc_dA = (grid.maps(each).to(exact)  # (B, K, u, v)

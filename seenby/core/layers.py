@@ -63,8 +63,9 @@ def list_layers(net: nn.Module, x: Tensor) -> list[LayerRow]:
         stride = stride_of(output) if output.ndim == 4 else None
         rows.append(LayerRow(name, type(module).__name__, tuple(output.shape), count, stride))
 
+    # For a backward pass, which does not follow: nothing is kept, and the second hook never called.
     keep_nothing = torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor)
-    with keep_nothing:  # for a backward pass, which does not follow
+    with keep_nothing:
         forward_with_hooks(net, x, note)
     return rows
 

@@ -44,7 +44,7 @@ class ForwardRecorder(TorchFunctionMode):
         self.B = len(x)
         self.replacements = replacements  # a function -> what is called in its place
         self.activations = Activations()
-        # What was laid out anew, what it was made of, and the version of each.
+        # Copies that would be views in contiguous memory, their originals, and each one's version.
         self.copies: list[tuple[Tensor, int]] = []
         self.maps: list[tuple[int, int]] = []  # sizes (u, v) of what was convolved or pooled
         self.maps_before: Sequence[tuple[int, int]] = ()  # those when the target layer ended
@@ -116,13 +116,13 @@ class ForwardRecorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # relu_ is relu in place
-        is_copy = name in speedups.LAYS_OUT and speedups.is_laid_out_anew(args)
+        may_copy = name in speedups.LAYS_OUT and bool(args) and speedups.is_channels_last(args[0])
         func = self.replacements.get(func, func) if args else func
         if name in ACTIVATIONS:
             out = self.activations.call(name, func, args, kwargs)
         else:
             out = func(*args, **kwargs)
-        if is_copy and out is not args[0]:
+        if may_copy and out is not args[0]:
             self.copies += [(out, out._version), (args[0], args[0]._version)]
         for tensor in tensors_in((out,)):
             note_stride(tensor, name, args, kwargs)
@@ -133,10 +133,9 @@ class ForwardRecorder(TorchFunctionMode):
         return out
 
     def require_no_written_copy(self) -> None:
-        """Raise where a network wrote into what is a view in the memory's order that it expects, or
-        into what that is a view of."""
-        if any(copy._version != version for copy, version in self.copies):
-            raise RuntimeError("a copy was written to, which is a view in contiguous memory")
+        """Raise where the network wrote into such a copy, or into what it is a copy of."""
+        if any(tensor._version != version for tensor, version in self.copies):
+            raise speedups.WrittenCopyError
 
 
 def overwritten(tensor: Tensor, A: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from seenby.errors import InputError, as_input_error
 
 NO_GRID = ("no layer of the network gives maps (B, K, u, v), or tokens that cover the picture; "
            "give a network that sees pictures (B, C, H, W) as such")
-LIVE = 0.1  # a layer is where the logit has a gradient in more of its cells
+LIVE = 0.1  # a layer is live if the logit has a gradient in more than this share of its cells
 ZERO_HEAD = ("the logit depends on no layer, as its weights are zero; the layer is that of other "
              "weights")
 
@@ -50,7 +50,7 @@ class LayerOutput:
 
 def look_for_layer(net: nn.Module, x: Tensor, target: Target, task: str | None,
                    more: MoreInputs) -> FoundLayer:
-    """find_layer's, by the first of the pictures x (B, C, H, W)."""
+    """find_layer for the first of the pictures x (B, C, H, W), or for all where that fails."""
     if len(x) > 1 and not callable(target):  # which may know all, as a loss knows their labels
         with suppress(Exception):  # as some networks take no other number of them
             return find_layer(net, x[:1], target, task, more.of_first(len(x)))
@@ -75,9 +75,12 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
     y_c, classes = first_score(output, target, task, len(x))
     learned = before_logits(learned, classes)
-    # Before a global max-pooling few cells have a gradient. Where weights are zero, NaN passes, and
-    # tells what the logit would depend on.
-    for y, least, note in (y_c, LIVE, ""), (y_c, 0, ""), (y_c * torch.nan, 0, ZERO_HEAD):
+    attempts = (
+        (y_c, LIVE, ""),
+        (y_c, 0, ""),  # before a global max-pooling few cells have a gradient
+        (y_c * torch.nan, 0, ZERO_HEAD),  # a gradient of NaN passes weights of zero, too
+    )
+    for y, least, note in attempts:
         with as_input_error("the layer can't be found", f"name one, {GRAPH_HINT}"):
             layer = last_live_trunk(outputs, learned, y, x, least)
         if layer:
@@ -91,14 +94,14 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
 
 
 def before_logits(learned: list[LayerOutput], classes: int) -> list[LayerOutput]:
-    """Of a segmentation those that have not just as many maps as there are classes; where all have,
-    those before the last one, and before what that is in."""
+    """For a segmentation, drop layers with as many maps as classes: they are the logits. Where all
+    have as many, only the last one is dropped, with what it is in."""
     last = next((i for i, each in enumerate(learned) if each.is_leaf), 0)
     return [each for each in learned if each.channels != classes] or learned[last + 1 :]
 
 
 def early_note(outputs: Sequence[LayerOutput], layer: str) -> str:
-    """Of a layer behind which most of the network lies, as in a detector that reads many depths."""
+    """A note if most learned layers come after the one that was found, as in some detectors."""
     # The last one first; without an edge, as what reads texts beside, it does not see the picture.
     is_counted = [bool(o.is_leaf and o.is_learned and o.edge) for o in outputs]
     place = [output.name for output in outputs].index(layer)
@@ -110,8 +113,8 @@ def early_note(outputs: Sequence[LayerOutput], layer: str) -> str:
 
 
 def first_score(output: Any, target: Target, task: str | None, B: int) -> tuple[Tensor, int]:
-    """A number that a network's output for B pictures depends on, to look for the layer with; and
-    of a segmentation how many classes it has, else 0."""
+    """The score to search with, summed over the B pictures; and for a segmentation its number of
+    classes, else 0."""
     if callable(target):
         return stack_scores([score_of(target, output, None, B)], None).sum(), 0
     ending = read_ending(output, B, task)

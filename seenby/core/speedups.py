@@ -32,20 +32,30 @@ def off() -> Iterator[None]:
         _on.reset(before)
 
 
-def with_fallback(work: Callable[[], Result]) -> Result:
-    """work(), and once more as PyTorch has it where it fails for what is otherwise here.
+class WrittenCopyError(RuntimeError):
+    """The network wrote into a copy, which would have been a view in contiguous memory."""
 
-    What views maps as rows can't do so in channels-last memory, and is not always seen, as in
-    TorchScript; a checkpoint computes anew by PyTorch's own functions, and finds other tensors.
-    """
+
+def with_fallback(work: Callable[[], Result]) -> Result:
+    """Call work. Where it fails because of a speedup, call it again without any."""
     try:
         return work()
     except (RuntimeError, InputError) as error:
-        words = "view size is not compatible|contiguous|Recomputed values"
-        if not _on.get() or not re.search(words, str(error)):
+        if not (_on.get() and is_of_speedups(error)):
             raise
     with off():
         return work()
+
+
+def is_of_speedups(error: Exception) -> bool:
+    """Whether PyTorch's own operations would not have raised this.
+
+    Maps in channels-last memory can't be viewed as rows. Most views are replaced, but those within
+    TorchScript are not seen. And a checkpoint computes its part again without the replacements, so
+    that it finds other tensors than the first time.
+    """
+    words = "view size is not compatible|contiguous|Recomputed values"
+    return isinstance(error, WrittenCopyError) or bool(re.search(words, str(error)))
 
 
 def replacements() -> Mapping[Any, Callable[..., Tensor]]:
@@ -151,12 +161,11 @@ def view_any_layout(view: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs
         return view(x, *args, **kwargs)
 
 
-def is_laid_out_anew(args: Any) -> bool:
-    """Whether maps in channels-last memory are copied, or are not, other than in contiguous memory,
-    by one of LAYS_OUT."""
-    if not args or not isinstance(args[0], Tensor):
+def is_channels_last(x: Any) -> bool:
+    """Whether x is a map in channels-last memory, or a view of one."""
+    if not isinstance(x, Tensor):
         return False
-    whole = args[0] if args[0]._base is None else args[0]._base
+    whole = x if x._base is None else x._base
     return whole.ndim == 4 and not whole.is_contiguous() and whole.stride(1) == 1
 
 
@@ -175,6 +184,7 @@ def in_channels_last(gradient: Tensor) -> Tensor | None:
         return None
 
 
+# Of channels-last maps these may give a copy where others give a view, and the reverse.
 LAYS_OUT = {"view", "view_as", "reshape", "flatten", "ravel", "contiguous", "to"}
 VIEWS = (Tensor.view, Tensor.view_as, Tensor.flatten, torch.flatten, Tensor.reshape, torch.reshape)
 REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {

@@ -93,7 +93,7 @@ def run_uncompiled() -> None:
 
 
 def forget_other_threads() -> None:
-    """In a forked child there are none, and what they held would never be released."""
+    """A forked child has one thread; what the others held would never be released."""
     global _released
     _released = threading.Condition()
     _in_use.clear()

@@ -23,13 +23,15 @@ ANYWHERE = {"grid_sample", "index_copy", "index_add", "scatter", "take", "matmul
             *(f"fft_{inverse}{half}fft{axes}" for inverse in ("", "i") for half in ("", "r", "h")
               for axes in ("", "2", "n"))}
 MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "einsum", "adjoint",
-         "get"}
+         "get"}  # which is x.T and x.mT, as their getter is called __get__
 MOVING = {"getitem", *ALONG, *ANYWHERE, *MOVES}
 STRIDE_POSITION = {"conv2d": 3, "max_pool2d": 2, "max_pool2d_with_indices": 2, "avg_pool2d": 2}
 
 
 def note_stride(out: Tensor, name: str, args: Any, kwargs: Any) -> None:
-    """Not on what was there before, as weights are that are handed back by to(type)."""
+    """Note the stride on a new tensor, or on one that had a stride and was changed in place; not on
+    weights, which to(type) may hand back as they are.
+    """
     stride = output_stride(name, args, kwargs, out)
     is_changed_in_place = hasattr(out, STRIDE)
     if is_changed_in_place or (stride and not (args and out is args[0])):
@@ -65,7 +67,7 @@ def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
 
 
 def is_even(pad: Any) -> bool:
-    """As much on both sides, but for the one pixel that other frameworks add at the end."""
+    """Whether both sides get as many pixels, give or take the one that some frameworks add."""
     return all(abs(before - after) <= 1 for before, after in zip(pad[::2], pad[1::2], strict=False))
 
 

@@ -129,7 +129,7 @@ def is_vector(target: Target) -> TypeGuard[Tensor]:
 
 
 def direction_of(target: Target) -> tuple[str, Target]:
-    """up:2 is up, and 2; by default it is up:0, and of a number alone up."""
+    """up:2 -> ("up", 2). None means up:0, and a number n alone up:n."""
     if target is None:
         return "up", 0
     if not isinstance(target, str):

@@ -37,7 +37,7 @@ def is_rows(y: Tensor) -> bool:
 
 
 def softmax(_y: Tensor, S: Tensor) -> Tensor:
-    """Of a row that is a probability already, as it sums to 1, the row itself."""
+    """The softmax of each row, or the row itself where it sums to 1 already."""
     is_done = (S.amin(1) >= 0) & ((S.sum(1) - 1).abs() < 1e-3)
     return torch.where(is_done[:, None], S, S.softmax(1))
 
@@ -65,7 +65,7 @@ def shares(y: Tensor, _scores: Tensor) -> Tensor:
 
 
 def background_last(y: Tensor, S: Tensor) -> Tensor:
-    """By shares; class 0 is what is nothing else."""
+    """Rank by shares, with the background (class 0) last."""
     order = shares(y, S)
     order[:, 0] -= 1
     return order
@@ -124,10 +124,10 @@ class Ending:
 
     @cached_property
     def order(self) -> Tensor | None:
-        """(B, C) by which the classes are ranked: of what the probabilities are made of, as these
-        may be equal where it is not."""
-        of_scores = TASKS[self.task].order
-        return of_scores and of_scores(self.y.detach(), self.scores.detach())
+        """(B, C) by which the classes are ranked. Mostly the scores: two probabilities may round to
+        the same number where their scores differ."""
+        order = TASKS[self.task].order
+        return None if order is None else order(self.y.detach(), self.scores.detach())
 
     @cached_property
     def predicted(self) -> Tensor | None:
@@ -187,7 +187,7 @@ def read_ending(output: Any, B: int, task: str | None = None) -> Ending | None:
     require_task(task)
     if not TASKS[task].accepts(y):
         raise InputError(f"task {task} was given, which takes {TASKS[task].shape}; the network "
-                         f"gives {tuple(y.shape)}: leave the task away, or give the right one")
+                         f"gives {tuple(y.shape)}: drop the task, or give the right one")
     return Ending(y, task, final_activation)
 
 
@@ -245,6 +245,6 @@ def detached(output: Any) -> Any:
 
 def no_ending(output: Any) -> InputError:
     return InputError(
-        f"the network gives {described(output)}, of which it is not plain what to explain; wrap it "
-        "in FILE.py in a module whose forward returns (B, classes), such as `return "
+        f"the network gives {described(output)}, and it is not clear what in it to explain; wrap "
+        "it in FILE.py in a module whose forward returns (B, classes), such as `return "
         "self.net(x)[0]`, or in Python give target a function of this output that returns (B,)")

@@ -133,7 +133,7 @@ def target_class(word: str, classes: tuple[str, ...]) -> str | int:
     c = class_index(word, classes)
     if c is None:
         if not classes:
-            raise InputError(f"target {word} was given; the network has no classes: leave it away")
+            raise InputError(f"target {word} was given; the network has no classes: drop it")
         name = "" if classes[0] == "0" else f", or a name such as {closest_names(word, classes)}"
         last = len(classes) - 1
         raise InputError(f"class {word} was given; give a number from 0 to {last}{name}")

@@ -240,6 +240,8 @@ def origin_of(weights: str, library: str) -> str:
 
 
 def weights_title(weights: str | None) -> str:
-    titles = {None: "as it comes, RANDOM unless it loads weights",
-              "none": "RANDOM weights"}
-    return titles.get(weights) or Path(str(weights)).name
+    if weights is None:
+        return "as it comes, RANDOM unless it loads weights"
+    if weights == "none":
+        return "RANDOM weights"
+    return weights if weights == "pretrained" else Path(weights).name

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +28,18 @@ OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".n
 NO_PICTURES = "no pictures were given; give files or folders with " + " ".join(SUFFIXES)
 DATA_SETS = {"cifar10": "CIFAR10", "mnist": "MNIST"}
 MIN_CONTRAST = 32  # of 255 between the darkest and the brightest value: 12 bits of 16 have 15
-NO_CONTRAST = ("the network is shown next to one shade, as of a file that has 12 bits in 16: scale "
-               "its numbers to all that there are")
+NO_CONTRAST = ("the picture has next to no contrast, as where 12 bits are stored in 16: scale its "
+               "numbers to the full range")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-Item = tuple[str, str, Callable[[], Image.Image]]  # name, label and how to load it
+
+
+class Item(NamedTuple):
+    """A picture that is there to be read."""
+
+    name: str
+    label: str  # as it is given
+    load: Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,8 @@ def list_items(sources: Iterable[str | Path], classes: tuple[str, ...]) -> Itera
     """What is there to read, each under a name of its own."""
     taken: dict[str, int] = {}
     for source in map(str, sources):
-        for name, label, load in source_items(source, classes):
-            yield unique_file_name(name, taken), label, load
+        for item in source_items(source, classes):
+            yield item._replace(name=unique_file_name(item.name, taken))
 
 
 def source_items(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
@@ -103,7 +111,7 @@ def source_items(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
     if kind in DATA_SETS and root:
         yield from data_set_items(kind, root, classes)
     elif not Path(source).is_dir():
-        yield Path(source).stem, "", partial(open_image, Path(source))
+        yield Item(Path(source).stem, "", partial(open_image, Path(source)))
     else:
         for folder, names in folders_in(source):
             label = "" if folder == source else Path(folder).name
@@ -117,7 +125,7 @@ def source_items(source: str, classes: tuple[str, ...]) -> Iterator[Item]:
             say_what_is_left_out(folder, names, labels, paths)
             for path in paths:
                 given = labels.get(path.name, labels.get(path.stem, label))
-                yield path.stem, given, partial(open_image, path)
+                yield Item(path.stem, given, partial(open_image, path))
 
 
 def folders_in(source: str) -> Iterator[tuple[str, list[str]]]:
@@ -152,10 +160,11 @@ def data_set_items(kind: str, root: str, classes: tuple[str, ...]) -> Iterator[I
     """The test pictures of torchvision's data set, downloaded if they are not there."""
     fix = "put torchvision's copy of it there"
     with as_input_error(f"{kind} is not in {root} and could not be downloaded", fix):
-        data = getattr(import_torchvision().datasets, DATA_SETS[kind])(root, False, download=True)
+        data_set = getattr(import_torchvision().datasets, DATA_SETS[kind])
+        data = data_set(root, train=False, download=True)
     names = classes if len(classes) == len(data.classes) else data.classes  # the same numbers
     for i, label in enumerate(data.targets):
-        yield f"{kind}_{i}", names[label], partial(lambda i: data[i][0], i)
+        yield Item(f"{kind}_{i}", names[label], partial(lambda i: data[i][0], i))
 
 
 def unique_file_name(name: str, taken: dict[str, int]) -> str:

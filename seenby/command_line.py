@@ -17,7 +17,7 @@ from seenby.pipeline import execute
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all is explained. 1: a picture had to be left out. 2: an error, told in one line."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of caches on its first run
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
     ranks = Ranks.from_environment()
     try:
         with warnings.catch_warnings(action="ignore"):  # of glyphs and large pictures
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads the account any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    # A full disk, a killed worker, no memory: not even to import what draws.
+    # A full disk, a killed worker, or no memory, which may surface as a failing import.
     except (InputError, OSError, RuntimeError, MemoryError, ImportError) as error:
         is_mistake = isinstance(error, InputError)
         message = str(error) if is_mistake else (

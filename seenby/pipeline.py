@@ -122,7 +122,8 @@ def explain_batches(run: Run) -> dict[int, list[Result]]:
     columns, picked = 0, count_picked(run)
     with progress_bar(run, len(done)) as bar, ThreadPoolExecutor(WRITERS) as pool:
         writing: deque[Future[None]] = deque()
-        # Both threads start now: where memory lacks, this fails, and nothing waits for ever later.
+        # A pool starts a thread only when none is idle. As they wait for each other, for at most 5
+        # seconds, both start now: where memory lacks, the run ends here, and never hangs later.
         pool.map(Barrier(WRITERS).wait, [5] * WRITERS)
         for number, batch in loader:
             if (picks_left := count_picks_left(settings, picked, number)) <= 0:
@@ -208,8 +209,8 @@ def finish(run: Run, tally: Tally, columns: list[tuple[Picture, Explanation]],
     pictures, explanations = zip(*columns, strict=True)
     figure = draw_grid(pictures, explanations, run.network.classes, settings.style)
     output.save_figure(f"{STEM}.png", figure)
-    output.save_json("run.json", run_record(settings.results(), run.network, explanations[0],
-                                            settings.pad, tally))
+    output.save_json("run.json", run_record(settings.changing_results(), run.network,
+                                            explanations[0], settings.pad, tally))
     shutil.rmtree(output.parts)
     if has_changed(run, tally):
         warn(f"the pictures changed while they were read: {run.total} were listed, {tally.total} "

@@ -59,14 +59,14 @@ class Settings:
     resume: bool = field(default=False, metadata=KEEPS_RESULTS)
     quiet: bool = field(default=False, metadata=KEEPS_RESULTS)
 
-    def results(self) -> dict[str, Any]:
+    def changing_results(self) -> dict[str, Any]:
         """The settings that change results, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)
                 if "keeps_results" not in f.metadata}
 
     def fingerprint(self) -> int:
-        """Of the settings that change results."""
-        return zlib.crc32(repr(self.results()).encode(errors="replace"))
+        """A checksum of the settings that change results."""
+        return zlib.crc32(repr(self.changing_results()).encode(errors="replace"))
 
 
 def require_consistent(settings: Settings, ranks: Ranks) -> None:

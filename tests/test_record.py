@@ -54,7 +54,7 @@ def test_a_record_says_what_was_run_and_assumed(digit_folder, digits, tmp_path):
 
 def test_a_pad_that_was_asked_for_is_recorded_as_such(network, digits):
     explanation = explain(network.module, network.tensor([digits[5].image]), pad=1)
-    record = run_record(Settings().results(), network, explanation, 1, Tally(explained=1))
+    record = run_record(Settings().changing_results(), network, explanation, 1, Tally(explained=1))
     assert record["pad"] == "1, as asked: cells of zeros around the map, then stretched"
     assert record["pictures"] == {"explained": 1, "skipped": 0, "not picked": 0}
     assert record["accuracy"] == {"labelled": 0, "correct": 0}

@@ -33,15 +33,15 @@ SCRIPT = "SID_a4.py"
 MUTANTS = {  # name -> the file, what stands in it, and what stands there instead
     "relu dropped from L_c": (
         METHODS,
-        "return F.relu(alpha[:, None] @ A.flatten(2)).view",
-        "return (alpha[:, None] @ A.flatten(2)).view",
+        'return F.relu(torch.einsum("bk,bkuv->buv", alpha, A))',
+        'return torch.einsum("bk,bkuv->buv", alpha, A)',
     ),
     "relu inside the sum": (
         METHODS,
-        "F.relu(alpha[:, None] @ A.flatten(2)).view",
-        "F.relu(alpha[:, :, None] * A.flatten(2)).sum(1).view",
+        'F.relu(torch.einsum("bk,bkuv->buv", alpha, A))',
+        'F.relu(torch.einsum("bk,bkuv->bkuv", alpha, A)).sum(1)',
     ),
-    "axes of the map swapped": (METHODS, "@ A.flatten(2)", "@ A.mT.flatten(2)"),
+    "axes of the map swapped": (METHODS, '"bk,bkuv->buv"', '"bk,bkuv->bvu"'),
     "gradient twice as large": (
         BACKWARD,
         "gradient(number, A,",

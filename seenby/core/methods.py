@@ -49,7 +49,7 @@ def alpha_counterfactual(A: Tensor, dyc_dA: Tensor) -> Tensor:
 
 def grad_cam(A: Tensor, alpha: Tensor) -> Tensor:
     """L_c = ReLU(sum over k of alpha_k A_k), eq. 2 of the paper: ReLU after the sum."""
-    return F.relu(alpha[:, None] @ A.flatten(2)).view(-1, *A.shape[2:])
+    return F.relu(torch.einsum("bk,bkuv->buv", alpha, A))
 
 
 METHODS = {

@@ -71,9 +71,10 @@ def find_layer(net: nn.Module, x: Tensor, target: Target = None, task: str | Non
     block of a transformer with a class token, whose patches nobody reads. Trunk: no way leads from
     the logit to the pixels but through it. That rejects gates, side branches and residual ones.
     """
-    outputs, _, output, x = record_outputs(net, x, more)
+    seen = record_outputs(net, x, more)
+    outputs, x = seen.outputs, seen.pixels
     learned = [each for each in outputs if each.is_learned and each.grid.cells > 1]
-    y_c, classes = first_score(output, target, task, len(x))
+    y_c, classes = first_score(seen.output, target, task, len(x))
     learned = before_logits(learned, classes)
     attempts = (
         (y_c, LIVE, ""),
@@ -185,28 +186,36 @@ def same_cells(a: LayerOutput, b: LayerOutput) -> bool:
 
 def layers_with_grids(net: nn.Module, x: Tensor, layer: str, more: MoreInputs) -> list[str]:
     """Three layers with maps of two or more cells that end as near as can be to another one."""
-    outputs, called, *_ = record_outputs(net, x, more)
-    places = {name: place for place, name in enumerate(called)}
-    names = [output.name for output in outputs if output.grid.cells > 1]
-    return sorted(names, key=lambda name: abs(places[name] - places.get(layer, len(called))))[:3]
+    seen = record_outputs(net, x, more)
+    places = {name: place for place, name in enumerate(seen.ended)}
+    names = [output.name for output in seen.outputs if output.grid.cells > 1]
+    return sorted(names, key=lambda name: abs(places[name] - places.get(layer, len(places))))[:3]
 
 
 def earlier_layers(net: nn.Module, x: Tensor, layer: str, n: int = 3) -> list[str]:
     """n learned layers before another one, evenly spread from the first on."""
-    outputs, called, *_ = record_outputs(net, x, NO_MORE)
-    before = {*called[: called.index(layer)]} if layer in called else {*called}
-    names = [output.name for output in outputs[::-1] if output.name in before
+    seen = record_outputs(net, x, NO_MORE)
+    before = {*seen.ended[: seen.ended.index(layer)]} if layer in seen.ended else {*seen.ended}
+    names = [output.name for output in seen.outputs[::-1] if output.name in before
              and output.is_learned and output.grid.cells > 1
              and not output.name.startswith(f"{layer}.")]
     return list(dict.fromkeys(names[len(names) * k // n] for k in range(n) if names))
 
 
-def record_outputs(net: nn.Module, x: Tensor,
-                   more: MoreInputs) -> tuple[list[LayerOutput], list[str], Any, Tensor]:
-    """Every layer's last output that is a grid, the last one first; the order in which the layers
-    ended; the network's output; and the pixels."""
+@dataclass(frozen=True)
+class SearchPass:
+    """What a forward pass that looks for a layer saw."""
+
+    outputs: list[LayerOutput]  # every layer's last one that is a grid, the last layer first
+    ended: list[str]  # the layers, in the order in which they ended
+    output: Any  # the network's
+    pixels: Tensor  # x, with which the graph begins
+
+
+def record_outputs(net: nn.Module, x: Tensor, more: MoreInputs) -> SearchPass:
     outputs: dict[str, LayerOutput] = {}
-    called: dict[str, bool] = {}  # whether a layer is learned, and gave no grid
+    ended: dict[str, None] = {}  # in this order
+    without_grid: set[str] = set()  # layers that are learned, and gave none
     last_within: dict[str, str] = {}  # a layer -> which of those in it ended last
 
     def note(name: str, module: nn.Module, output: Any, maps: Sequence[tuple[int, int]]) -> None:
@@ -220,18 +229,22 @@ def record_outputs(net: nn.Module, x: Tensor,
             parent = parent.rpartition(".")[0]
             last_within[parent] = name
         grid = find_grid(output, len(x), x.shape[2:], maps)
-        called.pop(name, None)
-        called[name] = grid is None and any(w.ndim > 1 for w in module.parameters())
+        ended.pop(name, None)
+        ended[name] = None
+        without_grid.discard(name)
         if grid is None:
+            if any(weight.ndim > 1 for weight in module.parameters()):
+                without_grid.add(name)
             return
         frozen = (weight for weight in module.buffers() if weight.ndim > 1)
         weights = sum(weight.numel() for weight in (*module.parameters(), *frozen))
         outputs[name] = LayerOutput(
             name, grid, get_gradient_edge(output) if output.requires_grad else None,
-            grid.channels(output), is_leaf=name not in last_within or called[last_within[name]],
+            grid.channels(output),
+            is_leaf=name not in last_within or last_within[name] in without_grid,
             is_learned=weights > 2 * grid.channels(output) or isinstance(module, nn.Conv2d),
             is_norm="norm" in type(module).__name__.lower(),
         )  # fmt: skip
 
     output, pixels = forward_with_hooks(net, x, note, more)
-    return list(outputs.values())[::-1], list(called), output, pixels
+    return SearchPass([*outputs.values()][::-1], [*ended], output, pixels)

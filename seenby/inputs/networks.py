@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from seenby.core.explanation import explain
+from seenby.core.explanation import Explanation, explain
 from seenby.core.layers import layer_name
 from seenby.core.targets import Like, embedding_of
 from seenby.core.tasks import TASKS
 from seenby.errors import InputError, as_input_error, closest_names, message_of, raised
 from seenby.inputs.checkpoints import build_with_checkpoint
 from seenby.inputs.classes import names_for
-from seenby.inputs.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from seenby.inputs.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, require_mean_and_std
 from seenby.machine import import_torchvision
 
 NO_DOWNLOAD = "the pretrained weights could not be downloaded"
@@ -82,7 +82,8 @@ def load_network(model: str, weights: str | None = None, layer: str | None = Non
     network = with_preprocessing(network, {"size": size, "mean": mean, "std": std})
     network = with_layer_and_classes(network, layer, class_names, task)
     is_own = weights not in (None, "none", "pretrained") and ".py:" not in model
-    if is_own and class_names is None and network.classes != names_for(len(network.classes)):
+    has_names = network.classes != names_for(len(network.classes))  # and not numbers
+    if is_own and class_names is None and has_names:
         note = (f"the names of the {len(network.classes)} classes are ImageNet's, assumed of "
                 f"{network.title}; give --class-names")
         network = replace(network, notes=(*network.notes, note))
@@ -107,32 +108,10 @@ def with_preprocessing(network: Network, given: Mapping[str, Any]) -> Network:
 
 def with_layer_and_classes(network: Network, layer: str | None, class_names: Sequence[str] | None,
                            task: str | None) -> Network:
-    """The layer that is explained, the task and a name for every class, found with one picture of
-    noise."""
-    preprocessing = network.preprocessing
-    mean, std, (H, W) = preprocessing.mean, preprocessing.std, preprocessing.crop_size
-    if len(std) != len(mean) or min(std) <= 0:
-        raise InputError(f"--mean {mean} and --std {std} were given; give as many numbers to both, "
-                         "and a std above 0")
-    if max(mean) > 1:
-        raise InputError(f"--mean {mean} was given; pixels are numbers from 0 to 1: divide it, and "
-                         "--std, by 255")
+    """The layer, the task and a name for every class, found by explaining a picture of noise."""
+    require_mean_and_std(network.preprocessing.mean, network.preprocessing.std)
     layer = None if layer is None else layer_name(network.module, layer)
-    name = network.title.partition(",")[0]
-
-    def describe(error: BaseException) -> str:
-        if isinstance(error, (RuntimeError, ValueError)):
-            return f"{name} can't take pictures of {len(mean)} x {H} x {W} ({message_of(error)})"
-        return f"{name} {raised(error)}"
-
-    with as_input_error(describe, "mend that, or give --size, --mean and --std as in its training, "
-                        "a number for each channel (one alone is for grey pictures)"):
-        # Noise, as of a black picture ReLUs may leave nothing.
-        x = network.tensor([Image.effect_noise((W, H), 64).convert(preprocessing.mode)])
-        if any(isinstance(module, LazyModuleMixin) for module in network.module.modules()):
-            network.module(x)  # of which lazy layers learn their sizes
-        target = Like(embedding_of(network.module, x)) if task == "embedding" else None
-        explanation = explain(network.module, x, target, layer, guided=False, task=task)
+    explanation = explain_noise(network, layer, task)
     # A segmentation's shares tell of its classes; its logits would, but for a single one.
     of_classes = explanation.logits if task == "regression" else explanation.probabilities
     C = 0 if task == "embedding" or of_classes is None else of_classes.shape[1]
@@ -142,6 +121,26 @@ def with_layer_and_classes(network: Network, layer: str | None, class_names: Seq
         notes=tuple(filter(None, [*network.notes, explanation.layer_note])),
         classes=names_for(C, class_names, network.classes),
     )  # fmt: skip
+
+
+def explain_noise(network: Network, layer: str | None, task: str | None) -> Explanation:
+    """Noise, as a black picture may leave nothing behind the ReLUs."""
+    preprocessing = network.preprocessing
+    C, (H, W) = len(preprocessing.mean), preprocessing.crop_size
+    name = network.title.partition(",")[0]
+
+    def describe(error: BaseException) -> str:
+        if isinstance(error, (RuntimeError, ValueError)):
+            return f"{name} can't take pictures of {C} x {H} x {W} ({message_of(error)})"
+        return f"{name} {raised(error)}"
+
+    with as_input_error(describe, "mend that, or give --size, --mean and --std as in its training, "
+                        "a number for each channel (one alone is for grey pictures)"):
+        x = network.tensor([Image.effect_noise((W, H), 64).convert(preprocessing.mode)])
+        if any(isinstance(module, LazyModuleMixin) for module in network.module.modules()):
+            network.module(x)  # of which lazy layers learn their sizes
+        target = Like(embedding_of(network.module, x)) if task == "embedding" else None
+        return explain(network.module, x, target, layer, guided=False, task=task)
 
 
 def torchvision_network(name: str, weights: str) -> Network:

@@ -65,6 +65,15 @@ class Preprocessing:
         return x.permute(0, 3, 1, 2).contiguous()
 
 
+def require_mean_and_std(mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(std) != len(mean) or min(std) <= 0:
+        raise InputError(f"--mean {mean} and --std {std} were given; give as many numbers to both, "
+                         "and a std above 0")
+    if max(mean) > 1:
+        raise InputError(f"--mean {mean} was given; pixels are numbers from 0 to 1: divide it, and "
+                         "--std, by 255")
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture as the network sees it; where it could not be read, image is None and note why."""

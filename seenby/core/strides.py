@@ -48,11 +48,7 @@ def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
         if not stride:
             continue
         if name in STRIDE_POSITION:
-            step = argument(args, kwargs, STRIDE_POSITION[name], "stride")
-            if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
-                step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
-            down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
-            return stride[0] * down, stride[1] * across
+            return stride_multiplied(stride, name, args, kwargs)
         if name == "interpolate":
             return stride_resized(stride, tensor, out, bool(kwargs.get("align_corners")))
         if name in MOVING and moves_pixels(name, args, kwargs, out):
@@ -64,6 +60,15 @@ def output_stride(name: str, args: Any, kwargs: Any, out: Tensor) -> Stride | No
                 return stride
             is_map = True  # another one of the tensors may tell its stride
     return UNKNOWN if is_map and out.ndim == 4 else None
+
+
+def stride_multiplied(stride: Stride, name: str, args: Any, kwargs: Any) -> Stride:
+    """By a convolution or a pooling."""
+    step = argument(args, kwargs, STRIDE_POSITION[name], "stride")
+    if not step:  # a pooling's stride is its kernel's size by default, a convolution's is 1
+        step = 1 if name == "conv2d" else argument(args, kwargs, 1, "kernel_size")
+    down, across = (step[0], step[-1]) if isinstance(step, (tuple, list)) else (step, step)
+    return stride[0] * down, stride[1] * across
 
 
 def is_even(pad: Any) -> bool:
@@ -94,12 +99,13 @@ def of_channels(given: Iterable[Any]) -> bool:
     return bool(axes) and all(axis in (0, 1, -3, -4) for axis in axes)
 
 
-def stride_resized(stride: Stride, tensor: Tensor, out: Tensor, corners: int) -> Stride | None:
-    """Of interpolate: the borders stay where they are, or the centres of the corners, if 1."""
+def stride_resized(stride: Stride, tensor: Tensor, out: Tensor, shared: int) -> Stride | None:
+    """By interpolate. shared: 0 where the borders stay in their place; by align_corners it is 1, a
+    pixel, as the centres of the corners do."""
     (h, w), (h2, w2) = tensor.shape[-2:], out.shape[-2:]
-    if min(h, w, h2, w2) <= corners:
+    if min(h, w, h2, w2) <= shared:
         return None
-    return (stride[0] * (h - corners) / (h2 - corners), stride[1] * (w - corners) / (w2 - corners))
+    return (stride[0] * (h - shared) / (h2 - shared), stride[1] * (w - shared) / (w2 - shared))
 
 
 def stride_of(tensor: Tensor) -> Stride | None:

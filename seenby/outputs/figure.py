@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,8 @@ PANELS = {  # title and meaning, with the words of panel_words
     "overlay": ("Overlay", "the evidence on\nthe picture"),
 }
 SIGNED = ("guided", "guided-cam")
+# Inches: the margins, a panel with the gap behind it, its side, and from one heading to the next.
+LEFT, RIGHT, CELL, SIDE, LINE, FIRST_LINE = 1.22, 0.62, 0.86, 0.8, 0.19, 0.12
 HEADINGS = {"image": "picture", "predicted": "predicted", "predicted_probability": "probability",
             "label": "label", "target": "maps for", "target_probability": "its probability",
             "cosine": "its cosine", "method": "method"}
@@ -87,38 +89,55 @@ def draw_grid(pictures: Sequence[Picture], explanations: Sequence[Explanation],
     style = style or Style()
     rows = [explained_row(p, e, classes) for p, e in zip(pictures, explanations, strict=True)]
     headings = column_headings(rows)
-    left, top, cell, right = 1.22, 0.06 + 0.19 * len(headings), 0.86, 0.62
-    width, height = left + cell * len(rows) + right, top + cell * len(style.panels)
+    width = LEFT + CELL * len(rows) + RIGHT
+    height = top_of_panels(headings) + CELL * len(style.panels)
     spare = max(0, 1.4 * height - width) / 2  # of few pictures too the sheet is landscape
-    left, width = left + spare, width + 2 * spare
+    left, width = LEFT + spare, width + 2 * spare
     names = "".join(row[heading] for row in rows for heading in {*headings} & {*NAMES})
     note = "; ".join(filter(None, (cells_note(explanations), letters_note(names))))
-    height += 0.2 * bool(note)
+    height += LINE * bool(note)
     figure = Figure((width, height), dpi=300)
     # One axes holds all the small images: an axes for each would take most of the run's time.
     axes = figure.add_axes((0, 0, 1, 1))
     for i, row in enumerate(rows):
-        x = left + cell * i
-        for k, heading in enumerate(headings):
-            draw_column_heading(axes, x + 0.4, 0.12 + 0.19 * k, heading, row)
-        for k, name in enumerate(style.panels):
-            y = top + cell * k
-            image = panel_image(name, pictures[i], explanations[i], style)
-            draw_panel(axes, image, (x, y, x + 0.8, y + 0.8))
-            draw_empty_note(axes, name, explanations[i], x + 0.4, y + 0.4)
-    for k, heading in enumerate(headings):
-        axes.text(left - 0.1, 0.12 + 0.19 * k, HEADINGS[heading], size=9, color="0.25", ha="right",
-                  va="center")
-    words = panel_words(explanations)
-    for k, name in enumerate(style.panels):
-        title, meaning = (text.format(**words) for text in PANELS[name])
-        behind = left + cell * len(rows) + 0.02
-        where = (left - 0.1, behind, top + cell * k)
-        draw_title_and_colorbar(axes, name, title, meaning, style, where)
+        draw_column(axes, left + CELL * i, pictures[i], explanations[i], row, headings, style)
+    margins = left - 0.1, left + CELL * len(rows) + 0.02
+    draw_margins(axes, margins, panel_words(explanations), headings, style)
     axes.text(left, height - 0.05, note, size=8, color="0.25", va="bottom")
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     axes.set_axis_off()
     return figure
+
+
+def top_of_panels(headings: Sequence[str]) -> float:
+    return FIRST_LINE / 2 + LINE * len(headings)
+
+
+def draw_column(axes: Axes, x: float, picture: Picture, explanation: Explanation, row: Row,
+                headings: Sequence[str], style: Style) -> None:
+    """What stands over a picture, and its panels."""
+    for k, heading in enumerate(headings):
+        draw_column_heading(axes, x + SIDE / 2, FIRST_LINE + LINE * k, heading, row)
+    y = top_of_panels(headings)
+    for name in style.panels:
+        image = panel_image(name, picture, explanation, style)
+        draw_panel(axes, image, (x, y, x + SIDE, y + SIDE))
+        draw_empty_note(axes, name, explanation, x + SIDE / 2, y + SIDE / 2)
+        y += CELL
+
+
+def draw_margins(axes: Axes, margins: tuple[float, float], words: Mapping[str, str],
+                 headings: Sequence[str], style: Style) -> None:
+    """The names of the rows before them, and the scales of their colours behind them."""
+    left, right = margins
+    for k, heading in enumerate(headings):
+        axes.text(left, FIRST_LINE + LINE * k, HEADINGS[heading], size=9, color="0.25", ha="right",
+                  va="center")
+    y = top_of_panels(headings)
+    for name in style.panels:
+        title, meaning = (text.format(**words) for text in PANELS[name])
+        draw_title_and_colorbar(axes, name, title, meaning, style, (left, right, y))
+        y += CELL
 
 
 def cells_note(explanations: Sequence[Explanation]) -> str:
@@ -216,6 +235,6 @@ def draw_title_and_colorbar(axes: Axes, name: str, title: str, meaning: str, sty
         return
     low, high = ("against", "for") if name in SIGNED else ("0", "its max")
     ramp = np.linspace(1, -1 if name in SIGNED else 0, 80)[:, None].repeat(7, 1)
-    draw_panel(axes, style.colorize(ramp, name in SIGNED), (right, y, right + 0.07, y + 0.8))
+    draw_panel(axes, style.colorize(ramp, name in SIGNED), (right, y, right + 0.07, y + SIDE))
     axes.text(right + 0.12, y, high, size=8.5, va="top")
-    axes.text(right + 0.12, y + 0.8, low, size=8.5, va="bottom")
+    axes.text(right + 0.12, y + SIDE, low, size=8.5, va="bottom")

@@ -223,7 +223,7 @@ def test_a_detectors_boxes_by_a_function(monkeypatch):
     def first_score(found):
         return torch.stack([each["scores"][0] for each in found])
 
-    with pytest.raises(InputError, match="gives list of dict of boxes, labels, scores, of which"):
+    with pytest.raises(InputError, match="gives list of dict of boxes, labels, scores, and it"):
         explain(net, x)
     found = explain(net, x, first_score, "backbone.body.16")
     assert (found.target_name, found.task) == ("first_score", "")

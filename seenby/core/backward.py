@@ -14,6 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 from seenby.core.speedups import OneChannelConv2d
 from seenby.errors import as_input_error
 
+Edge = tuple[Any, int]  # of the graph: a node, and which of its outputs
 GRAPH_HINT = "or switch off no_grad and checkpoints within the network"
 
 
@@ -119,9 +120,6 @@ def ancestors(nodes: Sequence[Any], graph: set[Any]) -> set[Any]:
             found.add(node)
             to_visit += parents[node]
     return found
-
-
-Edge = tuple[Any, int]  # of the graph: a node, and which of its outputs
 
 
 def edges_on_every_path(y: Tensor, x: Tensor) -> set[Edge] | None:

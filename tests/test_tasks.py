@@ -386,3 +386,32 @@ def test_the_logarithm_of_a_softmax_is_undone():
     found = explain(network(ending=lambda y: y.softmax(1).log()), x)
     assert found.final_activation == "softmax"
     torch.testing.assert_close(found.logits, net(x).detach())
+
+
+class Passing(torch.Tensor):
+    """As fastai's pictures do, it hands its attributes on to what is made of it."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        given = next((each for each in args if isinstance(each, Passing)), None)
+        if isinstance(out, Passing) and given is not None and out is not given:
+            for name, value in vars(given).items():
+                vars(out).setdefault(name, value)
+        return out
+
+
+def test_a_sigmoid_in_the_middle_is_no_ending_for_pictures_that_pass_attributes_on():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return 5 * self.head(self.conv(x).relu().mean((2, 3))).sigmoid()
+
+    net, x = Scaled(), torch.rand(2, 3, 9, 9)
+    plain, passed = explain(net, x, 1), explain(net, x.as_subclass(Passing), 1)
+    assert (passed.task, passed.final_activation) == (plain.task, plain.final_activation)
+    assert torch.equal(passed.R, plain.R)
+    assert type(passed.R) is torch.Tensor

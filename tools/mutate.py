@@ -513,7 +513,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "a call of other pictures": (RECORDER, "            if self.sees_pictures:", "            if False:"),
     "a call of other pictures, in the search": (SEARCH, "if before and before.edge and not", "if False and not"),
     "maps that a network holds": (RECORDER, "return is_held and any(", "return False and any("),
-    "maps of half precision": (EXPLANATION, "grid.maps(each).to(exact)", "grid.maps(each)"),
+    "maps of half precision": (EXPLANATION, "if A.element_size() < 4:", "if False:"),
     "a function with a node's name": (ACTIVATIONS, "if not is_function(node) and is_relu", "if is_relu"),
     "checkpoints of a batch": (SPEEDUPS, "|Recomputed values", ""),
     "compiled networks": (STATE, "if is_imported and not", "if False and not"),

@@ -196,9 +196,9 @@ def explanation_of(forward: Forward, ending: Ending | None, score: Score, method
                    gradients: Gradients, t: int) -> Explanation:
     """The explanation of target number t by one method."""
     grid, size, R = forward.grid, forward.x.shape[2:], gradients.R[t]
-    exact = torch.promote_types(forward.A.dtype, torch.float32)  # 16 bits lose small products
-    A, dyc_dA = (grid.maps(each).to(exact)  # (B, K, u, v)
-                 for each in (forward.A.detach(), gradients.of_layer[t]))
+    A, dyc_dA = grid.maps(forward.A.detach()), grid.maps(gradients.of_layer[t])  # (B, K, u, v)
+    if A.element_size() < 4:
+        A, dyc_dA = A.float(), dyc_dA.float()  # 16 bits lose small products
     alpha = METHODS[method].alpha(A, dyc_dA)  # (B, K)
     L_c = grad_cam(A, alpha)  # (B, u, v)
     stride = stride_of(forward.A)

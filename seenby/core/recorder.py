@@ -155,8 +155,9 @@ def own_memory(_module: nn.Module, _args: Any, output: Any) -> Any:
 def start_recording(x: Tensor) -> tuple[Tensor, Tensor, ForwardRecorder]:
     """The pixels that a graph begins with; a copy of them for the network, which may overwrite its
     input; and the recorder of its forward pass."""
-    x = x.detach().as_subclass(Tensor)  # others may hand our notes on to what they are not of
-    x = x.clone(memory_format=speedups.memory_format(x)).requires_grad_()
+    if type(x) is not Tensor:
+        x = x.as_subclass(Tensor)  # others may hand our notes on to what they are not of
+    x = x.detach().clone(memory_format=speedups.memory_format(x)).requires_grad_()
     x_copy = x.clone()
     return x, x_copy, ForwardRecorder(x_copy, speedups.replacements())
 

@@ -65,6 +65,8 @@ def test_a_name_for_each_class():
     assert names_for(2, ["x", "y"], ("cat", "dog")) == ("x", "y")
     with pytest.raises(InputError, match="1 class names were given; the network has 2: name each"):
         names_for(2, ["x"], ())
+    with pytest.raises(InputError, match="1 class names were given; the network has no classes: d"):
+        names_for(0, ["x"])
     words = "the class name x appears twice; give each class one of its own"
     with pytest.raises(InputError, match=words):
         names_for(2, ["x", "x"], ())

@@ -121,7 +121,7 @@ def test_labels_are_judged_one_by_one(model, pictures, tmp_path):
     assert [row["status"] for row in rows] == ["not picked", "not picked", "explained"]
     code, _, err = seenby(pictures, *model("labels"), "--target", "label", "--out", tmp_path / "l")
     assert code == 1
-    assert "b has 1; 2 for --target label" in err
+    assert "b has 1; 2 for --target label; name one of them" in err
 
 
 def test_an_empty_cell_of_labels_means_none_of_them(model, pictures, tmp_path):

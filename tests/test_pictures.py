@@ -248,7 +248,7 @@ def test_a_run_calls_no_ghostscript(tmp_path):
     for suffix, line in zip(names, lines, strict=True):
         assert line.startswith(f"seenby: error: {folder}/eps{suffix} is not an image; give a ")
     assert f"eps{names[0]} is not an image; give" in last
-    assert "(and 7 more that can't be read)" in last
+    assert "(and 7 more were skipped)" in last
     assert not (tmp_path / "out").exists()
 
 

@@ -227,7 +227,7 @@ def test_why_nothing_is_explained():
     assert str(nothing_explained(Tally(), "all")) == NO_PICTURES
     assert str(nothing_explained(Tally(skipped=["a; give b"]), "all")) == "a; give b"
     error = nothing_explained(Tally(skipped=["a; give b", "c", "d"]), "correct")
-    assert str(error) == "a; give b (and 2 more that can't be read)"
+    assert str(error) == "a; give b (and 2 more were skipped)"
     assert isinstance(error, InputError)
 
 

@@ -66,6 +66,9 @@ def names_for(C: int, given: Sequence[str] | None = None,
     """A name for each of C classes: those that were given, those known if they fit, or numbers."""
     if given is None:
         return tuple(known) if len(known) == C else tuple(map(str, range(C)))
+    if not C:
+        raise InputError(f"{len(given)} class names were given; the network has no classes: drop "
+                         "--class-names")
     if len(given) != C:
         raise InputError(f"{len(given)} class names were given; the network has {C}: name each one")
     twice = [name for name, count in Counter(given).items() if count > 1]

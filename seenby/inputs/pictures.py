@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from seenby.errors import InputError, as_input_error, one_line, warn_once
-from seenby.inputs.classes import class_index, label_of, read_labels
+from seenby.inputs.classes import BETWEEN, class_index, label_of, read_labels
 from seenby.inputs.decoding import MAX_PIXELS, open_image, to_mode
 from seenby.machine import import_torchvision
 
@@ -195,8 +195,9 @@ def load_picture(item: Item, preprocessing: Preprocessing, classes: tuple[str, .
     try:
         original = load()
         if require_label and class_index(label, classes) is None:
-            raise InputError(f"{name} has {label or 'no label'} for --target label; put it into a "
-                             "folder that is named after its class")
+            fix = "name one of them" if BETWEEN in label else (
+                "put it into a folder that is named after its class")
+            raise InputError(f"{name} has {label or 'no label'} for --target label; {fix}")
         image = to_mode(original, preprocessing.mode)
         image = ImageOps.invert(image) if invert else image
         image, box = resize_and_crop(image, preprocessing, name)

@@ -65,7 +65,7 @@ def nothing_explained(tally: Tally, pick: str) -> InputError:
         return InputError(NO_PICTURES)
     if tally.skipped:
         first, *others = tally.skipped
-        more = f" (and {len(others)} more that can't be read)" if others else ""
+        more = f" (and {len(others)} more were skipped)" if others else ""
         return InputError(first + more)
     if not tally.seen:
         return InputError(f"--pick {pick} was given, but no picture has a label of the network's; "

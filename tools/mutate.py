@@ -161,8 +161,8 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "other half of the layer taken for it": (
         BACKWARD,
-        "get_gradient_edge(A)[:2] in (edges_on_every_path(y_c, x) or ()):",
-        "get_gradient_edge(A)[0] in [e[0] for e in edges_on_every_path(y_c, x) or ()]:",
+        "[(each, False) for each in onward if each[0]]",
+        "[((each[0], 0), False) for each in onward if each[0]]",
     ),
     "guide: the plain gradient, too": (
         ACTIVATIONS,
@@ -509,7 +509,6 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     "copies that are written to": (RECORDER, "if any(tensor._version != version", "if any(False"),
     "a layer that works in place": (RECORDER, "A is each and A._version == version for", "A is each for"),
     "paths: counted where they part": (BACKWARD, "if open_paths == incoming[edge]:", "if incoming[edge] == 1:"),
-    "paths: twice by one edge": (BACKWARD, "onward = {edge: [n for n in edge[0].next_functions if n in on_a_path]", "onward = {edge: [n for n in {*edge[0].next_functions} if n in on_a_path]"),
     "a call of other pictures": (RECORDER, "            if self.sees_pictures:", "            if False:"),
     "a call of other pictures, in the search": (SEARCH, "if before and before.edge and not", "if False and not"),
     "maps that a network holds": (RECORDER, "return is_held and any(", "return False and any("),

@@ -345,3 +345,21 @@ def test_a_network_that_switches_gradients_on_itself():
     assert torch.equal(both[0].L_c, both[1].L_c)
     assert both[1].L_c.any()
     assert both[1].R is None
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam"])
+def test_of_half_precision_the_maps_are_made_in_single_precision(method):
+    """The sums over many cells exceed what 16 bits hold, and small products are zero in them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))  # fmt: skip
+    with torch.no_grad():
+        net[0].bias += 1
+        net[2].bias += 9
+        net[6].weight.abs_()
+    x = torch.rand(1, 3, 128, 128)
+    expected = explain(net, x, 0, "3", method)
+    found = explain(net.half(), x.half(), 0, "3", method)
+    for name in ("L_c", "guided_cam"):
+        a, b = getattr(expected, name), getattr(found, name)
+        assert (a - b).norm() <= 0.1 * a.norm() > 0

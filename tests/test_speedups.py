@@ -20,6 +20,7 @@ from oracles import (
     untrained,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from seenby import InputError, explain, explain_many
 from seenby.core import speedups
@@ -385,6 +386,26 @@ def test_the_gradient_of_a_large_kernel_is_left_to_onednn(size, kernel, is_produ
     x = torch.rand(1, 1, size, size, requires_grad=True)
     out = speedups.conv2d(x, torch.rand(1, 1, kernel, kernel), None, (1, 1), (0, 0), (1, 1), 1)
     assert ("OneChannel" in out.grad_fn.name()) == is_product
+
+
+def test_grey_pixels_of_one_map_through_a_checkpoint():
+    """It takes what is saved by its place, and the maps are of the pixels' own shape."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, is_on):
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+            self.conv, self.head, self.is_on = nn.Conv2d(1, 4, 3), nn.Linear(4, 3), is_on
+
+        def forward(self, x):
+            h = checkpoint(self.first, x, use_reentrant=False) if self.is_on else self.first(x)
+            return self.head(self.conv(h).relu().mean((2, 3)))
+
+    on, off = Checkpointed(True).double(), Checkpointed(False).double()
+    on.load_state_dict(off.state_dict())
+    x = torch.randn(2, 1, 9, 9).double()
+    for layer in ("conv", "first.0"):
+        assert_same(explain(on, x, 1, layer), explain(off, x, 1, layer))
 
 
 def test_grey_pixels_within_torch_func():

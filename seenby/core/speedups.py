@@ -107,11 +107,13 @@ def conv2d(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any)
     """F.conv2d; OneChannelConv2d where it applies: grey pixels on a CPU, frozen weights.
 
     Not under autocast, which gives its backward pass a gradient of another type than the weights',
-    nor within torch.func. For a kernel of 7 x 7 on 512 x 512 pixels, oneDNN is faster.
+    within torch.func, or where a checkpoint counts what is saved. For a kernel of 7 x 7 on
+    512 x 512 pixels, oneDNN is faster.
     """
     is_grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
     is_grey = is_grey and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     is_grey = is_grey and not torch._C._are_functorch_transforms_active()
+    is_grey = is_grey and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     is_grey = is_grey and weight.shape[2:].numel() * x.shape[2:].numel() < MOST_PRODUCTS
     # As nn.Conv2d calls it: (stride, padding, dilation, groups), the first two as pairs of numbers.
     is_usual = is_grey and how[2:] == ((1, 1), 1) and all(map(is_pair, how[:2]))

@@ -65,7 +65,8 @@ def raised(error: BaseException) -> str:
     """Of a user's own code: raised NameError (name 'x' is not defined) in net.py, line 4"""
     places = [f" in {Path(frame.filename).name}, line {frame.lineno}"
               for frame in traceback.extract_tb(error.__traceback__)
-              if not re.search("site-packages|^<|[/\\\\]seenby[/\\\\]", frame.filename)]
+              if not re.search("site-packages|^<", frame.filename)
+              and Path(__file__).parent not in Path(frame.filename).parents]
     return "".join([f"raised {type(error).__name__} ({message_of(error)})", *places[-1:]])
 
 

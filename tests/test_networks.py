@@ -266,7 +266,8 @@ def test_a_network_of_ones_own_that_fails(own, name, words):
 
 
 def test_where_ones_own_network_fails_is_told(own, tmp_path):
-    (tmp_path / "bug.py").write_text(
+    (folder := tmp_path / "seenby").mkdir()  # as a checkout may be called
+    (folder / "bug.py").write_text(
         "import torch\n"
         "class Bug(torch.nn.Conv2d):\n"
         "    def forward(self, x):\n"
@@ -277,11 +278,11 @@ def test_where_ones_own_network_fails_is_told(own, tmp_path):
         "    return torch.nn.Conv3(3, 4, 3)\n"
     )
     with pytest.raises(InputError) as error:
-        load_network(f"{tmp_path / 'bug.py'}:bug")
+        load_network(f"{folder / 'bug.py'}:bug")
     assert str(error.value).startswith("bug of bug.py raised NameError (name 'missing' is not "
                                        "defined) in bug.py, line 4; mend that, or give --size")
     with pytest.raises(InputError, match=r"typo raised AttributeError \(.*\) in bug.py, line 8; "):
-        load_network(f"{tmp_path / 'bug.py'}:typo")
+        load_network(f"{folder / 'bug.py'}:typo")
 
 
 def test_a_network_that_is_made_already(own, tmp_path):

@@ -62,6 +62,25 @@ def test_a_network_that_holds_the_maps_sees_them_overwritten(layer, guided):
     assert found.L_c.any()
 
 
+def test_a_layer_whose_last_call_gives_a_number_is_told():
+    class GivesANumber(nn.Module):
+        def forward(self, x):
+            return 3 if x.ndim == 2 else x * 2.0
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.twice, self.head = nn.Conv2d(1, 4, 3), GivesANumber(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.twice(self.conv(x)).relu_().mean((2, 3))
+            self.twice(y)
+            return self.head(y)
+
+    with pytest.raises(InputError, match="layer twice gives int, which are no cells of the pict"):
+        explain(Net(), torch.rand(1, 1, 9, 9), 0, "twice")
+
+
 class Compared(nn.Module):
     """Two pictures by one body; the other one comes first, or last."""
 

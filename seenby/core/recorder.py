@@ -80,7 +80,7 @@ class ForwardRecorder(TorchFunctionMode):
         A = first = first_tensor(output)
         with unseen():
             if not isinstance(A, Tensor) or not A.is_floating_point():
-                self.A = A
+                self.A, self.copy = A, None
                 return output
             begins_graph = not A.requires_grad
             # Then A shares its memory with other tensors, and what overwrites them overwrites it.

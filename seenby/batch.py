@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,8 +54,8 @@ def fingerprint(network: Network, settings: Settings,
     """Of the settings, the weights, the FILE.py of a network of one's own and the pictures' names,
     which are counted, too."""
     mark, total = settings.fingerprint(), 0
-    if ".py:" in settings.model:
-        mark = zlib.crc32(Path(settings.model.rpartition(":")[0]).read_bytes(), mark)
+    if network.file:
+        mark = zlib.crc32(network.file.read_bytes(), mark)
     likes = (target.embedding for target in targets if isinstance(target, Like))
     for weight in [*network.module.parameters(), *network.module.buffers(), *likes]:
         array: Any = weight.detach().contiguous().numpy()

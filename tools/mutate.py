@@ -179,7 +179,7 @@ MUTANTS = {  # name -> the file, what stands in it, and what stands there instea
     ),
     "ways: from every leaf to the logits": (
         BACKWARD,
-        "return visited if len(ends) == len(leaves) else ancestors(ends, visited)",
+        "return visited if len(ends) == len(leaves) else {node for node, _ in edges_between(y, x)}",
         "return visited",
     ),
     "ways: activations beside them named": (

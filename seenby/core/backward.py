@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -89,7 +89,7 @@ def nodes_between(y: Tensor, x: Tensor) -> set[Any]:
     """
     visited, leaves = nodes_behind(y)
     ends = [leaf for leaf in leaves if getattr(leaf, "variable", None) is x]
-    return visited if len(ends) == len(leaves) else ancestors(ends, visited)
+    return visited if len(ends) == len(leaves) else {node for node, _ in edges_between(y, x)}
 
 
 def nodes_behind(y: Tensor) -> tuple[set[Any], list[Any]]:
@@ -106,20 +106,6 @@ def nodes_behind(y: Tensor) -> tuple[set[Any], list[Any]]:
                 visited.add(child)
                 to_visit.append(child)
     return visited, leaves
-
-
-def ancestors(nodes: Sequence[Any], graph: set[Any]) -> set[Any]:
-    """Those nodes of a graph, and all that lead to them."""
-    parents = defaultdict[Any, list[Any]](list)
-    for node in graph:
-        for child, _ in node.next_functions:
-            parents[child].append(node)
-    found, to_visit = set[Any](), [*nodes]
-    while to_visit:
-        if (node := to_visit.pop()) not in found:
-            found.add(node)
-            to_visit += parents[node]
-    return found
 
 
 def edges_on_every_path(y: Tensor, x: Tensor) -> set[Edge] | None:

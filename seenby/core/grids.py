@@ -64,11 +64,9 @@ def find_grid(output: Any, B: int, size: Sequence[int],
     if output.ndim != 4 or not output.numel():
         return None
     _, a, b, c = output.shape
-    if stride_of(output):
-        return Grid(b, c, "NCHW")
-    if is_followed(output):  # to a convolution, of cells or of what else was laid out like some
+    if is_followed(output):  # where the stride was lost, what is laid out like cells may be none
         grid = Grid(b, c, "NCHW")
-        return grid if distortion(grid, size) < MOST_DISTORTED else None
+        return grid if stride_of(output) or distortion(grid, size) < MOST_DISTORTED else None
     if b == c and maps and (b, c) not in [*with_halves(maps), tuple(size)]:
         return None  # as the attention between b tokens
     both = [Grid(a, b, "NHWC"), Grid(b, c, "NCHW")]

@@ -104,24 +104,31 @@ class OneChannelConv2d(torch.autograd.Function):
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Any = None, *how: Any, **named: Any) -> Tensor:
-    """F.conv2d; OneChannelConv2d where it applies: grey pixels on a CPU, frozen weights.
+    """F.conv2d; OneChannelConv2d where it applies."""
+    # As nn.Conv2d calls it: (stride, padding, dilation, groups), the first two as pairs of numbers.
+    is_usual = how[2:] == ((1, 1), 1) and all(map(is_pair, how[:2]))
+    if is_usual and is_of_grey_pixels(x, weight, bias):
+        apply: Callable[..., Tensor] = OneChannelConv2d.apply
+        return apply(x, weight, bias, *how[:2])
+    return F.conv2d(x, weight, bias, *how, **named)
+
+
+def is_of_grey_pixels(x: Tensor, weight: Tensor, bias: Any) -> bool:
+    """Whether the gradient of grey pixels on a CPU is asked for, and that of the weights is not.
 
     Not under autocast, which gives its backward pass a gradient of another type than the weights',
     within torch.func, or where a checkpoint counts what is saved. For a kernel of 7 x 7 on
     512 x 512 pixels, oneDNN is faster.
     """
-    is_grey = x.ndim == 4 and x.shape[1] == 1 and x.device.type == "cpu" and x.requires_grad
-    is_grey = is_grey and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    is_grey = is_grey and not torch._C._are_functorch_transforms_active()
-    is_grey = is_grey and torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    is_grey = is_grey and weight.shape[2:].numel() * x.shape[2:].numel() < MOST_PRODUCTS
-    # As nn.Conv2d calls it: (stride, padding, dilation, groups), the first two as pairs of numbers.
-    is_usual = is_grey and how[2:] == ((1, 1), 1) and all(map(is_pair, how[:2]))
+    if x.ndim != 4 or x.shape[1] != 1 or x.device.type != "cpu" or not x.requires_grad:
+        return False
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if torch._C._are_functorch_transforms_active() or hooks is not None:
+        return False
     is_frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
-    if is_usual and is_frozen:
-        apply: Callable[..., Tensor] = OneChannelConv2d.apply
-        return apply(x, weight, bias, *how[:2])
-    return F.conv2d(x, weight, bias, *how, **named)
+    return is_frozen and weight.shape[2:].numel() * x.shape[2:].numel() < MOST_PRODUCTS
 
 
 def is_pair(value: Any) -> bool:

@@ -45,6 +45,7 @@ class Network:
     final_activation: str = ""  # the softmax or sigmoid at its end, before which it is explained
     prepared_by: str = ""  # where the preprocessing's numbers are from
     notes: tuple[str, ...] = ()  # what must be said of the choices that were made
+    file: Path | None = None  # FILE.py that makes it, if it is one's own
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ def load_network(model: str, weights: str | None = None, layer: str | None = Non
     network.module.float().eval()
     network = with_preprocessing(network, {"size": size, "mean": mean, "std": std})
     network = with_layer_and_classes(network, layer, class_names, task)
-    is_own = weights not in (None, "none", "pretrained") and ".py:" not in model
+    is_own = weights not in (None, "none", "pretrained") and not network.file
     has_names = network.classes != names_for(len(network.classes))  # and not numbers
     if is_own and class_names is None and has_names:
         note = (f"the names of the {len(network.classes)} classes are ImageNet's, assumed of "
@@ -205,7 +206,7 @@ def file_network(model: str, weights: str | None) -> Network:
     """NAME of FILE.py: a network, or a class or a function that is called and gives one."""
     if weights == "pretrained":
         raise InputError(f"--weights pretrained was given, but {model} brings none; give a "
-                         "checkpoint, or leave --weights away where the file loads one")
+                         "checkpoint, or drop --weights where the file loads one")
     path, name = Path(model.rpartition(":")[0]), model.rpartition(":")[2]
     if (folder := str(path.absolute().parent)) not in sys.path:
         sys.path.insert(0, folder)  # for what it imports itself
@@ -229,7 +230,7 @@ def file_network(model: str, weights: str | None) -> Network:
         grey_mean, grey_std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
         preprocessing = Preprocessing(mean=(grey_mean,), std=(grey_std,))
     return Network(net, f"{name} of {path.name}, {weights_title(weights)}", preprocessing,
-                   prepared_by=f"ImageNet's, {GUESSED}")
+                   prepared_by=f"ImageNet's, {GUESSED}", file=path)
 
 
 def origin_of(weights: str, library: str) -> str:

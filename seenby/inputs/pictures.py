@@ -142,11 +142,12 @@ def folders_in(source: str) -> Iterator[tuple[str, list[str]]]:
     and without what is hidden."""
     seen = set[str]()
     for folder, folders, names in os.walk(source, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
-        if real not in seen:
-            yield folder, sorted(name for name in names if name[0] != ".")
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
         seen.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield folder, sorted(name for name in names if name[0] != ".")
 
 
 def say_what_is_left_out(folder: str, names: Sequence[str], labels: Mapping[str, str],
@@ -159,7 +160,7 @@ def say_what_is_left_out(folder: str, names: Sequence[str], labels: Mapping[str,
     if others:
         warn_once(f"{folder}: {len(others)} pictures are of kinds that are not read, such as "
                   f"{others[0]}, and are left out; convert them to PNG or JPEG")
-    here = {name for path in paths for name in (path.name, path.stem)}
+    here = {name for path in paths for name in (path.name, path.stem)} if labels else set()
     if unknown := [name for name in labels if name not in here]:
         warn_once(f"{folder}/labels.csv: {len(unknown)} rows name no picture in this folder, such "
                   f"as {unknown[0]}; put the table beside its pictures")
